@@ -1,0 +1,6 @@
+//! The integration tests: one binary, a file per subject.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that fails says where")]
+
+mod layers;
+mod words;

@@ -12,6 +12,8 @@
 //! GET …/blobs/sha256:…           the same way; a miss joins or starts a fill, and every client follows the fill's file
 //! ```
 
+pub mod store;
+
 pub mod gate;
 
 pub mod names;

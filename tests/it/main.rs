@@ -4,4 +4,5 @@
 
 mod gate;
 mod layers;
+mod store;
 mod words;

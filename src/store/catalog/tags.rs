@@ -1,0 +1,140 @@
+//! Tags: what they name, and what they named before.
+
+use sqlx::Row;
+use sqlx::sqlite::SqliteRow;
+
+use super::writer::Touched;
+use super::{Connection, Pool, content, digest, time};
+use crate::names::Repository;
+use crate::oci::{Digest, Tag};
+use crate::store::memory::RepositoryId;
+use crate::store::{StoreError, TagRecord, TagSource};
+
+/// Digests that a tag's history remembers, besides the newest complete one, which is never forgotten.
+pub const HISTORY_MAX: i64 = 32;
+
+/// The newest digest in the history of tag `$2` of repository `$1` that is complete and may be read there.
+macro_rules! newest_complete {
+    ($column:literal) => {
+        concat!(
+            "SELECT h.",
+            $column,
+            " FROM tag_history h
+                JOIN manifest m ON m.digest = h.digest AND m.complete
+                JOIN manifest_grant g ON g.repository = h.repository AND g.digest = h.digest
+            WHERE h.repository = $1 AND h.tag = $2 ORDER BY h.position DESC LIMIT 1"
+        )
+    };
+}
+
+/// Points the tag; its history grows when the digest changes.
+pub async fn point(
+    c: &mut Connection,
+    repository: &Repository,
+    tag: &Tag,
+    to: &Digest,
+    source: TagSource,
+    now_ms: i64,
+    touched: &mut Touched,
+) -> Result<(), StoreError> {
+    let id = content::repository(c, repository).await?;
+    let (name, to) = (tag.as_str(), to.to_string());
+    let named: Option<String> = sqlx::query_scalar("SELECT digest FROM tag WHERE repository = $1 AND name = $2")
+        .bind(id)
+        .bind(name)
+        .fetch_optional(&mut *c)
+        .await
+        .map_err(StoreError::catalog)?;
+    let moves = named.as_deref() != Some(to.as_str());
+    let sql = "INSERT INTO tag (repository, name, digest, source, checked_at, moved_at) VALUES ($1, $2, $3, $4, $5, $5)
+        ON CONFLICT (repository, name) DO UPDATE SET digest = excluded.digest, source = excluded.source,
+            checked_at = excluded.checked_at,
+            moved_at = CASE WHEN tag.digest = excluded.digest THEN tag.moved_at ELSE excluded.moved_at END";
+    let pointed = sqlx::query(sql).bind(id).bind(name).bind(&to).bind(source.as_str()).bind(now_ms);
+    pointed.execute(&mut *c).await.map_err(StoreError::catalog)?;
+    if moves {
+        let sql = "INSERT INTO tag_history (repository, tag, position, digest, source, moved_at)
+            SELECT $1, $2, COALESCE(MAX(position), 0) + 1, $3, $4, $5
+            FROM tag_history WHERE repository = $1 AND tag = $2";
+        let added = sqlx::query(sql).bind(id).bind(name).bind(&to).bind(source.as_str()).bind(now_ms);
+        added.execute(&mut *c).await.map_err(StoreError::catalog)?;
+        thin_out(c, id, name).await?;
+    }
+    touched.tag(id, tag.clone());
+    Ok(())
+}
+
+async fn thin_out(c: &mut Connection, id: RepositoryId, tag: &str) -> Result<(), StoreError> {
+    let sql = concat!(
+        "DELETE FROM tag_history WHERE repository = $1 AND tag = $2
+            AND position <= (SELECT MAX(position) FROM tag_history WHERE repository = $1 AND tag = $2) - $3
+            AND position <> COALESCE((",
+        newest_complete!("position"),
+        "), 0)"
+    );
+    let thinned = sqlx::query(sql).bind(id).bind(tag).bind(HISTORY_MAX).execute(&mut *c).await;
+    thinned.map_err(StoreError::catalog).map(drop)
+}
+
+/// Upstream said that the tag still names its digest. `false`: there is no such tag.
+pub async fn confirm(
+    c: &mut Connection,
+    repository: &Repository,
+    tag: &Tag,
+    now_ms: i64,
+    touched: &mut Touched,
+) -> Result<bool, StoreError> {
+    let id = content::repository(c, repository).await?;
+    let sql = "UPDATE tag SET checked_at = $3 WHERE repository = $1 AND name = $2";
+    let confirmed = sqlx::query(sql).bind(id).bind(tag.as_str()).bind(now_ms).execute(&mut *c).await;
+    touched.tag(id, tag.clone());
+    Ok(confirmed.map_err(StoreError::catalog)?.rows_affected() > 0)
+}
+
+pub async fn read(readers: &Pool, id: RepositoryId, tag: &Tag) -> Result<Option<TagRecord>, StoreError> {
+    let sql = concat!(
+        "SELECT digest, source, checked_at, moved_at, (",
+        newest_complete!("digest"),
+        ") AS newest_complete FROM tag WHERE repository = $1 AND name = $2"
+    );
+    let row = sqlx::query(sql).bind(id).bind(tag.as_str()).fetch_optional(readers).await;
+    row.map_err(StoreError::catalog)?.map(|row| record(&row)).transpose()
+}
+
+fn record(row: &SqliteRow) -> Result<TagRecord, StoreError> {
+    let text = |column| row.try_get::<String, _>(column).map_err(StoreError::catalog);
+    let ms = |column| row.try_get::<i64, _>(column).map_err(StoreError::catalog);
+    let newest: Option<String> = row.try_get("newest_complete").map_err(StoreError::catalog)?;
+    Ok(TagRecord {
+        digest: digest(&text("digest")?)?,
+        source: source(&text("source")?)?,
+        checked_at: time(ms("checked_at")?),
+        moved_at: time(ms("moved_at")?),
+        newest_complete: newest.as_deref().map(digest).transpose()?,
+    })
+}
+
+pub fn source(text: &str) -> Result<TagSource, StoreError> {
+    TagSource::parse(text).ok_or_else(|| StoreError::catalog(format!("`{text}` is not a source of tags")))
+}
+
+/// At most `limit` tags after `last`, in byte order.
+pub async fn page(readers: &Pool, id: RepositoryId, last: Option<&str>, limit: usize) -> Result<Vec<Tag>, StoreError> {
+    let sql = "SELECT name FROM tag WHERE repository = $1 AND name > $2 ORDER BY name LIMIT $3";
+    let names = sqlx::query_scalar(sql).bind(id).bind(last.unwrap_or("")).bind(super::integer(limit as u64));
+    let names: Vec<String> = names.fetch_all(readers).await.map_err(StoreError::catalog)?;
+    names.iter().map(|name| name.parse().map_err(StoreError::catalog)).collect()
+}
+
+impl Touched {
+    /// Every tag that ever named `manifest` is read again.
+    pub async fn tags_that_named(&mut self, c: &mut Connection, manifest: &str) -> Result<(), StoreError> {
+        let sql = "SELECT DISTINCT repository, tag FROM tag_history WHERE digest = $1";
+        for row in sqlx::query(sql).bind(manifest).fetch_all(&mut *c).await.map_err(StoreError::catalog)? {
+            let name: String = row.try_get("tag").map_err(StoreError::catalog)?;
+            let id = row.try_get("repository").map_err(StoreError::catalog)?;
+            self.tag(id, name.parse().map_err(StoreError::catalog)?);
+        }
+        Ok(())
+    }
+}

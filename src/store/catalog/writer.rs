@@ -1,0 +1,310 @@
+//! The one task that writes the catalog: changes in order, several to a commit, and the memory after them.
+//!
+//! A change belongs to the task and not to who asked for it: a request that is given up leaves neither half a
+//! transaction nor a memory that is older than the catalog.
+
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use sqlx::Connection as _;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::{Connection, content, tags, wanted};
+use crate::clock::Clock;
+use crate::names::Repository;
+use crate::oci::{Digest, Manifest, Tag};
+use crate::store::disk::{Disk, Found};
+use crate::store::memory::{Memory, RepositoryId, Touch};
+use crate::store::{StoreError, TagSource, blocking};
+
+/// Most changes in one commit.
+const BATCH_MAX: usize = 64;
+/// Most changes that wait; whoever brings the next one waits too.
+const WAITING_MAX: usize = 256;
+/// How often last uses are written.
+const USED_EVERY: Duration = Duration::from_secs(60);
+/// SQLite's extended codes for a full disk, and for an fsync of a file or a folder that failed.
+const SQLITE_FULL: &str = "13";
+const SQLITE_IOERR_FSYNC: &str = "1034";
+const SQLITE_IOERR_DIR_FSYNC: &str = "1290";
+
+/// A change to the catalog.
+#[derive(Clone, Debug)]
+pub enum Change {
+    KeepBlob {
+        repository: Repository,
+        blob: Digest,
+        size: u64,
+    },
+    GrantBlob {
+        repository: Repository,
+        blob: Digest,
+    },
+    KeepManifest {
+        repository: Repository,
+        manifest: Arc<Manifest>,
+    },
+    /// The file was found gone or wrong; it is looked at once more.
+    LoseBlob {
+        blob: Digest,
+        size: u64,
+    },
+    LoseManifest {
+        manifest: Digest,
+    },
+    PointTag {
+        repository: Repository,
+        tag: Tag,
+        digest: Digest,
+        source: TagSource,
+    },
+    ConfirmTag {
+        repository: Repository,
+        tag: Tag,
+    },
+    NoteWanted {
+        name: String,
+        reference: String,
+        client: IpAddr,
+    },
+    ForgetWanted {
+        name: String,
+        reference: String,
+    },
+    Used(Vec<(Digest, i64)>),
+}
+
+/// What a change has touched so far; told to the memory after the commit.
+#[derive(Debug, Default)]
+pub struct Touched(Vec<Touch>);
+
+/// The way to the writing task.
+pub struct Writer {
+    changes: mpsc::Sender<Job>,
+    closing: CancellationToken,
+    task: Mutex<Option<JoinHandle<()>>>,
+}
+
+struct Job {
+    change: Change,
+    /// Whether there was what the change is about.
+    done: oneshot::Sender<Result<bool, StoreError>>,
+}
+
+struct Task {
+    connection: Connection,
+    disk: Arc<Disk>,
+    memory: Arc<Memory>,
+    clock: Clock,
+}
+
+impl Writer {
+    pub fn start(connection: Connection, disk: Arc<Disk>, memory: Arc<Memory>, clock: Clock) -> Self {
+        let (changes, waiting) = mpsc::channel(WAITING_MAX);
+        let closing = CancellationToken::new();
+        let task = tokio::spawn(Task { connection, disk, memory, clock }.run(waiting, closing.clone()));
+        Self { changes, closing, task: Mutex::new(Some(task)) }
+    }
+
+    /// Makes the change; when this returns, it is durable and the memory knows it.
+    pub async fn apply(&self, change: Change) -> Result<bool, StoreError> {
+        let (done, outcome) = oneshot::channel();
+        let closed = |_| StoreError::catalog("the store is closed");
+        self.changes.send(Job { change, done }).await.map_err(|_| StoreError::catalog("the store is closed"))?;
+        outcome.await.map_err(closed)?
+    }
+
+    /// Makes what waits, takes nothing more, writes last uses, closes the connection.
+    pub async fn close(&self) {
+        self.closing.cancel();
+        let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(task) = task
+            && let Err(why) = task.await
+        {
+            tracing::error!(error = %why, "the catalog's writer ended badly");
+        }
+    }
+}
+
+impl Task {
+    async fn run(mut self, mut waiting: mpsc::Receiver<Job>, closing: CancellationToken) {
+        let mut batch = Vec::with_capacity(BATCH_MAX);
+        let mut due = tokio::time::interval(USED_EVERY);
+        due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                count = waiting.recv_many(&mut batch, BATCH_MAX) => match count {
+                    0 => break,
+                    _ => self.make(std::mem::take(&mut batch)).await,
+                },
+                _ = due.tick() => self.write_used().await,
+                () = closing.cancelled(), if !waiting.is_closed() => waiting.close(),
+            }
+        }
+        self.write_used().await;
+        if let Err(why) = self.connection.close().await {
+            tracing::error!(error = %why, "the catalog did not close cleanly");
+        }
+    }
+
+    /// Makes all changes in one commit; where one of them fails, each in its own.
+    async fn make(&mut self, batch: Vec<Job>) {
+        let changes: Vec<&Change> = batch.iter().map(|job| &job.change).collect();
+        match self.commit(&changes).await {
+            Ok(outcomes) => {
+                for (job, outcome) in batch.into_iter().zip(outcomes) {
+                    answer(job.done, Ok(outcome));
+                }
+            }
+            Err(why) => self.make_each(batch, why).await,
+        }
+    }
+
+    async fn make_each(&mut self, mut batch: Vec<Job>, why: StoreError) {
+        if batch.len() == 1
+            && let Some(job) = batch.pop()
+        {
+            return answer(job.done, Err(why));
+        }
+        tracing::debug!(error = %why, "a commit of several changes failed; each is made by itself");
+        for job in batch {
+            let outcome = self.commit(&[&job.change]).await.map(|outcomes| outcomes.contains(&true));
+            answer(job.done, outcome);
+        }
+    }
+
+    async fn commit(&mut self, changes: &[&Change]) -> Result<Vec<bool>, StoreError> {
+        self.disk.writable()?;
+        let (now_ms, mut touched) = (self.clock.now().as_millisecond(), Touched::default());
+        let mut outcomes = Vec::with_capacity(changes.len());
+        let mut transaction = self.connection.begin().await.map_err(|why| diagnose(&self.disk, why.into()))?;
+        for change in changes {
+            let outcome = make(&mut transaction, &self.disk, change, now_ms, &mut touched).await;
+            outcomes.push(outcome.map_err(|why| diagnose(&self.disk, why))?);
+        }
+        self.disk.step_of_commit()?;
+        transaction.commit().await.map_err(|why| diagnose(&self.disk, why.into()))?;
+        self.memory.touch(touched.0);
+        Ok(outcomes)
+    }
+
+    async fn write_used(&mut self) {
+        let used: Vec<(Digest, i64)> = self.memory.take_used().into_iter().collect();
+        for some in used.chunks(BATCH_MAX * 4) {
+            if let Err(why) = self.commit(&[&Change::Used(some.to_vec())]).await {
+                tracing::warn!(error = %why, "when content was last used could not be written");
+                return;
+            }
+        }
+    }
+}
+
+async fn make(
+    c: &mut Connection,
+    disk: &Arc<Disk>,
+    change: &Change,
+    now_ms: i64,
+    touched: &mut Touched,
+) -> Result<bool, StoreError> {
+    match change {
+        Change::KeepBlob { repository, blob, size } => {
+            content::keep_blob(c, repository, blob, *size, now_ms, touched).await?;
+        }
+        Change::GrantBlob { repository, blob } => {
+            if !content::has_blob(c, blob).await? {
+                return Ok(false);
+            }
+            content::grant_blob(c, repository, blob, touched).await?;
+        }
+        Change::KeepManifest { repository, manifest } => {
+            content::keep_manifest(c, repository, manifest, now_ms, touched).await?;
+        }
+        Change::LoseBlob { blob, size } => {
+            // It may have been kept again between the look and now.
+            if find(disk, blob).await?.has_size(*size) {
+                return Ok(false);
+            }
+            tracing::error!(digest = %blob, "the file of a kept blob is missing or has the wrong length: {blob} is no longer kept");
+            content::lose_blob(c, blob, touched).await?;
+        }
+        Change::LoseManifest { manifest } => {
+            let (disk, digest) = (disk.clone(), *manifest);
+            if blocking(move || disk.is_intact(&digest)).await? {
+                return Ok(false);
+            }
+            tracing::error!(digest = %manifest, "the file of a kept manifest is missing or wrong: {manifest} is no longer kept");
+            content::lose_manifest(c, manifest, touched).await?;
+        }
+        Change::PointTag { repository, tag, digest, source } => {
+            tags::point(c, repository, tag, digest, *source, now_ms, touched).await?;
+        }
+        Change::ConfirmTag { repository, tag } => return tags::confirm(c, repository, tag, now_ms, touched).await,
+        Change::NoteWanted { name, reference, client } => wanted::note(c, name, reference, *client, now_ms).await?,
+        Change::ForgetWanted { name, reference } => wanted::forget(c, name, reference).await?,
+        Change::Used(used) => content::note_used(c, used).await?,
+    }
+    Ok(true)
+}
+
+async fn find(disk: &Arc<Disk>, blob: &Digest) -> Result<Found, StoreError> {
+    let (disk, blob) = (disk.clone(), *blob);
+    blocking(move || disk.find(&blob)).await
+}
+
+fn answer(to: oneshot::Sender<Result<bool, StoreError>>, outcome: Result<bool, StoreError>) {
+    if let Err(Err(why)) = to.send(outcome) {
+        tracing::error!(error = &why as &dyn std::error::Error, "a change failed that nobody waits for");
+    }
+}
+
+/// Tells a full disk and a failed fsync from other failures of the catalog; the latter turns the store read-only.
+fn diagnose(disk: &Disk, why: StoreError) -> StoreError {
+    let StoreError::Catalog(source) = why else { return why };
+    let code = match source.downcast_ref::<sqlx::Error>() {
+        Some(sqlx::Error::Database(why)) => why.code().map(|code| code.into_owned()),
+        _ => None,
+    };
+    match code.as_deref() {
+        Some(SQLITE_FULL) => StoreError::Full(std::io::Error::new(std::io::ErrorKind::StorageFull, source)),
+        Some(SQLITE_IOERR_FSYNC | SQLITE_IOERR_DIR_FSYNC) => {
+            disk.turn_read_only(source.as_ref());
+            StoreError::Catalog(source)
+        }
+        _ => StoreError::Catalog(source),
+    }
+}
+
+impl From<sqlx::Error> for StoreError {
+    fn from(why: sqlx::Error) -> Self {
+        Self::catalog(why)
+    }
+}
+
+impl Touched {
+    pub fn tag(&mut self, repository: RepositoryId, tag: Tag) {
+        self.0.push(Touch::Tag(repository, tag));
+    }
+
+    pub fn manifest(&mut self, manifest: Digest) {
+        self.0.push(Touch::Manifest(manifest));
+    }
+
+    pub fn manifest_grant(&mut self, repository: RepositoryId, manifest: Digest) {
+        self.0.push(Touch::ManifestGrant(repository, manifest));
+    }
+
+    pub fn blob_kept(&mut self, blob: Digest, size: u64) {
+        self.0.push(Touch::BlobKept(blob, size));
+    }
+
+    pub fn blob_lost(&mut self, blob: Digest) {
+        self.0.push(Touch::BlobLost(blob));
+    }
+
+    pub fn blob_grant(&mut self, repository: RepositoryId, blob: Digest) {
+        self.0.push(Touch::BlobGrant(repository, blob));
+    }
+}

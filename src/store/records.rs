@@ -1,0 +1,103 @@
+//! What the store hands out: kept content, tags, wanted names, and the lines of its reports.
+
+use std::fs::File;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::oci::{Digest, Manifest};
+
+/// A kept blob, opened for reading. Its length was checked against the catalog when it was opened.
+#[derive(Clone, Debug)]
+pub struct KeptBlob {
+    pub file: Arc<File>,
+    pub digest: Digest,
+    /// In bytes.
+    pub size: u64,
+}
+
+/// A manifest that is kept in a repository; shared out of memory.
+#[derive(Clone, Debug)]
+pub struct KeptManifest {
+    pub manifest: Manifest,
+    /// Every byte for at least one platform is kept.
+    pub complete: bool,
+}
+
+/// How a tag came to name what it names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TagSource {
+    Filled,
+    Pushed,
+    Imported,
+}
+
+/// What a tag names.
+#[derive(Clone, Debug)]
+pub struct TagRecord {
+    pub digest: Digest,
+    pub source: TagSource,
+    /// When upstream last confirmed it; for pushed and imported tags, when they came.
+    pub checked_at: Timestamp,
+    pub moved_at: Timestamp,
+    /// The newest digest in its history that is complete, `digest` itself included (invariant 5).
+    pub newest_complete: Option<Digest>,
+}
+
+/// A name that was asked for while it could not be had.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Wanted {
+    pub name: String,
+    pub reference: String,
+    /// Who asked last.
+    pub client: IpAddr,
+    pub first_at: Timestamp,
+    pub last_at: Timestamp,
+    pub count: u64,
+}
+
+/// A line of `sealock ls`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TagLine {
+    pub repository: String,
+    pub tag: String,
+    pub digest: String,
+    /// Empty while the manifest is not kept.
+    pub media_type: String,
+    pub source: TagSource,
+    pub complete: bool,
+    /// The distinct kept content that the tag needs, manifests included.
+    pub size_bytes: u64,
+    pub checked_at: Timestamp,
+    pub moved_at: Timestamp,
+}
+
+/// Totals for `sealock status`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Totals {
+    pub repositories: u64,
+    pub tags: u64,
+    pub manifests: u64,
+    pub blobs: u64,
+    /// Blobs and manifests.
+    pub size_bytes: u64,
+    pub staged_bytes: u64,
+    pub incomplete_tags: u64,
+}
+
+impl TagSource {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Filled => "filled",
+            Self::Pushed => "pushed",
+            Self::Imported => "imported",
+        }
+    }
+
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        [Self::Filled, Self::Pushed, Self::Imported].into_iter().find(|source| source.as_str() == text)
+    }
+}

@@ -13,6 +13,7 @@
 //! ```
 
 pub mod store;
+pub mod upstream;
 
 pub mod gate;
 

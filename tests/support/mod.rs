@@ -1,0 +1,3 @@
+//! The far side: real sockets, no mocks.
+
+pub mod far;

@@ -12,6 +12,16 @@
 //! GET …/blobs/sha256:…           the same way; a miss joins or starts a fill, and every client follows the fill's file
 //! ```
 
+pub mod cli;
+
+pub mod app;
+
+pub mod config;
+
+pub mod server;
+
+pub mod pull;
+
 pub mod store;
 pub mod upstream;
 

@@ -5,8 +5,14 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod cli;
+mod conf;
 mod gate;
+mod http_edge;
+mod http_registry;
 mod layers;
+mod pull;
 mod store;
+mod tidy;
 mod upstream;
 mod words;

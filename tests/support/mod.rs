@@ -1,3 +1,4 @@
-//! The far side: real sockets, no mocks.
+//! The far side and a sealock of the test's own: real sockets, no mocks.
 
 pub mod far;
+pub mod site;

@@ -1,0 +1,166 @@
+//! Composition: builds each part once, lowest first, ports last; runs them; ends them in the reverse order.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::clock::Clock;
+use crate::config::Settings;
+use crate::gate::{Gate, GateError, Mode};
+use crate::names::{InvalidRoute, Routes};
+use crate::pull::Pull;
+use crate::server::admin::{Admin, AdminError, StatusSource};
+use crate::server::{BindError, Listeners, Server};
+use crate::store::{Store, StoreError};
+use crate::upstream::{Upstream, UpstreamSetupError};
+
+/// A sealock, built and bound. Cheap to clone.
+#[derive(Clone)]
+pub struct App(Arc<Parts>);
+
+struct Parts {
+    settings: Settings,
+    store: Store,
+    gate: Gate,
+    pull: Pull,
+    routes: Arc<Routes>,
+    server: Server,
+    admin: Admin,
+    addresses: Vec<SocketAddr>,
+    /// Taken by [`App::run`].
+    listeners: Mutex<Option<Listeners>>,
+    /// Cancelled when background work shall end: after the last client's reply.
+    end: CancellationToken,
+}
+
+/// Why it does not start. Nothing was served.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Gate(#[from] GateError),
+    #[error(transparent)]
+    Upstream(#[from] UpstreamSetupError),
+    #[error(transparent)]
+    Routes(#[from] InvalidRoute),
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    #[error(transparent)]
+    Admin(#[from] AdminError),
+}
+
+impl StartError {
+    /// What the reader can do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Store(why) => why.hint().map(str::to_owned),
+            Self::Gate(why) => why.hint(),
+            Self::Upstream(why) => why.hint(),
+            Self::Bind(why) => Some(why.hint()),
+            Self::Admin(why) => why.hint(),
+            Self::Routes(_) => None,
+        }
+    }
+}
+
+impl App {
+    /// Builds and binds. Touches no network but its own ports (invariant 15). `mode` is an order to the gate.
+    pub async fn start(settings: Settings, mode: Option<Mode>, clock: Clock) -> Result<Self, StartError> {
+        let store = Store::open(&settings.server.data, clock.clone()).await?;
+        Self::start_on(store, settings, mode, clock).await
+    }
+
+    /// As [`App::start`], on a store that is open already.
+    pub async fn start_on(
+        store: Store,
+        settings: Settings,
+        mode: Option<Mode>,
+        clock: Clock,
+    ) -> Result<Self, StartError> {
+        let data = &settings.server.data;
+        let gate = Gate::load_with(&settings.gate, &settings.audit, data, clock.clone())?;
+        if let Some(mode) = mode {
+            gate.set_initial(mode).await?;
+        }
+        let mut upstreams = HashMap::new();
+        for (name, wanted) in &settings.upstream {
+            let upstream = Upstream::new(name, wanted, &gate, &clock)?;
+            upstreams.insert(Arc::from(name.as_str()), Arc::new(upstream));
+        }
+        let routes = Arc::new(settings.routes()?);
+        let end = CancellationToken::new();
+        let pull = Pull::new(store.clone(), gate.clone(), upstreams.clone(), clock.clone(), end.clone());
+        let (face, at) = (settings.server.clone(), clock.clone());
+        let server = Server::new(face, pull.clone(), store.clone(), routes.clone(), at);
+        let listeners = Listeners::bind(&settings.server.listen).await?;
+        let addresses = listeners.addresses();
+        let source = StatusSource {
+            store: store.clone(),
+            gate: gate.clone(),
+            pull: pull.clone(),
+            routes: routes.clone(),
+            upstreams: upstreams.into_values().collect(),
+            addresses: addresses.clone(),
+            clock,
+        };
+        let admin = Admin::bind(data, source).await?;
+        let listeners = Mutex::new(Some(listeners));
+        Ok(Self(Arc::new(Parts { settings, store, gate, pull, routes, server, admin, addresses, listeners, end })))
+    }
+
+    /// Serves until `stop`, then lets running replies end, ends the background work, and closes the store.
+    pub async fn run(&self, stop: CancellationToken) {
+        let parts = &self.0;
+        let taken = parts.listeners.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(listeners) = taken else { return };
+        info!("serving on {}", listed(&parts.addresses));
+        let serving = async {
+            let cut = parts.server.run(listeners, stop.clone()).await;
+            if cut > 0 {
+                warn!(connections = cut, "{cut} connections were cut: they did not end within the shutdown time-out");
+            }
+            // The gate's clock and the admin socket go on until the last client has its reply.
+            parts.end.cancel();
+        };
+        tokio::join!(serving, parts.gate.run(parts.end.clone()), parts.admin.run(parts.end.clone()));
+        parts.pull.ended().await;
+        if let Err(why) = parts.gate.flush().await {
+            error!("cannot write the end of the audit file: {why}");
+        }
+        parts.store.close().await;
+        info!("stopped");
+    }
+
+    /// Where clients reach it: real ports, also where the settings say 0.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.0.addresses
+    }
+
+    pub fn settings(&self) -> &Settings {
+        &self.0.settings
+    }
+
+    pub fn routes(&self) -> &Routes {
+        &self.0.routes
+    }
+
+    pub fn gate(&self) -> &Gate {
+        &self.0.gate
+    }
+
+    pub fn store(&self) -> &Store {
+        &self.0.store
+    }
+
+    pub fn pull(&self) -> &Pull {
+        &self.0.pull
+    }
+}
+
+fn listed(addresses: &[SocketAddr]) -> String {
+    addresses.iter().map(|address| format!("http://{address}")).collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,146 @@
+//! The command line: one file per command, each of them fields -> call -> print.
+
+mod config;
+mod gate;
+mod healthcheck;
+mod ls;
+mod print;
+mod serve;
+mod status;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{ConfigError, Settings};
+use crate::server::admin::{AdminClient, AdminError};
+
+/// A registry proxy for sites with no internet, or with some of it some of the time.
+///
+/// It rewrites the names that clients ask for to upstream registries, fills from upstream only while its gate is open,
+/// keeps everything it has verified, and serves it when nothing else can be reached.
+#[derive(Parser)]
+#[command(
+    name = "sealock",
+    version,
+    max_term_width = 110,
+    after_help = "\
+Begin with:  sealock serve --gate open
+Then pull:   docker pull 127.0.0.1:5000/docker.io/library/alpine:3
+And close:   sealock gate close
+
+Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 3 done in part."
+)]
+pub struct Cli {
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What every command takes.
+#[derive(Args)]
+struct Common {
+    /// A settings file; may be given more than once, later ones win key by key [default: /etc/sealock/sealock.toml, if it
+    /// is there]
+    #[arg(short, long = "config", value_name = "FILE", global = true)]
+    config: Vec<PathBuf>,
+    /// The data folder, in place of `server.data` of the settings [default: data]
+    #[arg(long, value_name = "DIR", global = true)]
+    data: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the registry
+    Serve(serve::Serve),
+    /// Open or close the way out, or say how it stands
+    #[command(subcommand)]
+    Gate(gate::GateCommand),
+    /// What the running server is doing: gate, upstreams, what is kept; with --wanted, what is missed
+    Status(status::Status),
+    /// What is kept: repositories and tags, whether they are complete, their size and age
+    Ls(ls::Ls),
+    /// Look at the settings
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
+    /// Exit with 0 if the server is ready to serve; for container health checks
+    Healthcheck(healthcheck::Healthcheck),
+}
+
+/// An error of a command: what failed, and what to do about it.
+#[derive(Debug)]
+pub struct Failure {
+    message: String,
+    hint: Option<String>,
+    code: u8,
+}
+
+impl Failure {
+    fn new(why: &dyn std::error::Error, hint: Option<String>) -> Self {
+        let mut message = why.to_string();
+        let mut cause = why.source();
+        while let Some(why) = cause {
+            message = format!("{message}: {why}");
+            cause = why.source();
+        }
+        Self { message, hint, code: 1 }
+    }
+
+    fn usage(why: &ConfigError) -> Self {
+        Self { code: 2, ..Self::new(why, None) }
+    }
+}
+
+impl Common {
+    /// The settings that the command line, the environment and the files make together.
+    fn settings(&self) -> Result<Settings, Failure> {
+        let files = if self.config.is_empty() { Settings::default_files() } else { self.config.clone() };
+        let mut settings = Settings::load(&files, std::env::vars()).map_err(|why| Failure::usage(&why))?;
+        if let Some(data) = &self.data {
+            settings.server.data.clone_from(data);
+        }
+        Ok(settings)
+    }
+
+    /// The way to the server that runs on the data folder.
+    fn client(&self) -> Result<AdminClient, Failure> {
+        Ok(AdminClient::new(self.settings()?.server.data))
+    }
+}
+
+impl From<AdminError> for Failure {
+    fn from(why: AdminError) -> Self {
+        Self::new(&why, why.hint())
+    }
+}
+
+/// Runs a command's one question to the server.
+fn block_on<T>(asking: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|why| Failure::new(&why, None))?.block_on(asking)
+}
+
+/// Runs the command; prints its error, if it has one.
+pub fn run(cli: Cli) -> ExitCode {
+    let Cli { common, command } = cli;
+    let done = match command {
+        Command::Serve(command) => command.run(&common),
+        Command::Gate(command) => command.run(&common),
+        Command::Status(command) => command.run(&common),
+        Command::Ls(command) => command.run(&common),
+        Command::Config(command) => command.run(&common),
+        Command::Healthcheck(command) => command.run(&common),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("sealock: {}", failure.message);
+            if let Some(hint) = &failure.hint {
+                eprintln!("  hint: {hint}");
+            }
+            ExitCode::from(failure.code)
+        }
+    }
+}

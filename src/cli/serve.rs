@@ -1,0 +1,138 @@
+//! `sealock serve`: starts the registry, says how to use it, and runs until it is told to stop.
+
+use std::io::IsTerminal;
+use std::net::SocketAddr;
+
+use clap::{Args, ValueEnum};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+use super::{Common, Failure, print};
+use crate::app::App;
+use crate::clock::Clock;
+use crate::config::{LogFormat, LogSettings};
+use crate::gate::Mode;
+
+#[derive(Args)]
+pub struct Serve {
+    /// Order the gate open or closed at the start. Without it, the gate is as it was left; at the very first, closed
+    #[arg(long, value_enum)]
+    gate: Option<GateMode>,
+    /// Address for clients, in place of `server.listen` of the settings; may be given more than once
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    listen: Vec<SocketAddr>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum GateMode {
+    /// Fill from upstream when asked
+    Open,
+    /// Let nothing out
+    Closed,
+}
+
+impl Serve {
+    pub fn run(self, common: &Common) -> Result<(), Failure> {
+        let mut settings = common.settings()?;
+        if !self.listen.is_empty() {
+            settings.server.listen = self.listen;
+        }
+        start_logging(&settings.log);
+        let mode = self.gate.map(|mode| match mode {
+            GateMode::Open => Mode::Open,
+            GateMode::Closed => Mode::Closed,
+        });
+        let runtime = tokio::runtime::Runtime::new().map_err(|why| Failure::new(&why, None))?;
+        runtime.block_on(async {
+            let stop = CancellationToken::new();
+            stop_on_signal(stop.clone())?;
+            let app = App::start(settings, mode, Clock::system()).await;
+            let app = app.map_err(|why| Failure::new(&why, why.hint()))?;
+            banner(&app)?;
+            app.run(stop).await;
+            Ok(())
+        })
+    }
+}
+
+/// Ends on Ctrl-C or SIGTERM; a second one ends at once.
+fn stop_on_signal(stop: CancellationToken) -> Result<(), Failure> {
+    let listen = |kind| signal(kind).map_err(|why| Failure::new(&why, None));
+    let (mut interrupt, mut terminate) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
+    tokio::spawn(async move {
+        let mut either = async || {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+        };
+        either().await;
+        tracing::info!("stopping: running replies may end; a second signal stops at once");
+        stop.cancel();
+        either().await;
+        std::process::exit(130);
+    });
+    Ok(())
+}
+
+fn start_logging(settings: &LogSettings) {
+    // The settings have checked it.
+    let filter = EnvFilter::try_new(&settings.level).unwrap_or_else(|_| EnvFilter::new("info"));
+    let logging = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match settings.format {
+        LogFormat::Text => logging.with_target(false).with_ansi(std::io::stderr().is_terminal()).init(),
+        LogFormat::Json => logging.json().init(),
+    }
+}
+
+/// Where it listens, what it routes, how the gate stands, and a line for each client.
+fn banner(app: &App) -> Result<(), Failure> {
+    let address = app.addresses()[0];
+    for address in app.addresses() {
+        print::line(&format!("listening on http://{address}"))?;
+    }
+    print::line(&format!("data in {}", app.settings().server.data.display()))?;
+    print::line(&format!("the gate is {}", super::gate::describe(&app.gate().status(), Clock::system().now())))?;
+    print::line("\nroutes:")?;
+    let routes = app.routes().describe();
+    let rows: Vec<_> = routes.iter().map(|(name, _, to)| vec![format!("  {name}"), format!("-> {to}")]).collect();
+    print::table(&["  NAME", "GOES TO"], &rows)?;
+    let shown = reachable(address);
+    let has = |name: &str| routes.iter().any(|(pattern, ..)| pattern == name);
+    let mut clients = Vec::new();
+    if has("security-products/**") {
+        clients.push(format!("  GitLab CI   SECURE_ANALYZERS_PREFIX: {shown}/security-products"));
+    }
+    if has("trivy-db") {
+        clients.push(format!(
+            "  Trivy       trivy image --db-repository {shown}/trivy-db --java-db-repository {shown}/trivy-java-db \
+             --checks-bundle-repository {shown}/trivy-checks IMAGE"
+        ));
+    }
+    if let Some((_, _, to)) = routes.iter().find(|(pattern, ..)| pattern.ends_with(".io/**")) {
+        let host = to.trim_end_matches("/**");
+        let image =
+            if has("docker.io/**") { "docker.io/library/alpine:3".to_owned() } else { format!("{host}/NAME:TAG") };
+        let host = if has("docker.io/**") { "docker.io" } else { host };
+        clients.push(format!("  docker      docker pull {shown}/{image}"));
+        clients.push(format!("  podman      podman pull --tls-verify=false {shown}/{image}"));
+        clients.push(format!(
+            "  containerd  in certs.d/{host}/hosts.toml: server = \"http://{shown}\", [host.\"http://{shown}\"], \
+             capabilities = [\"pull\", \"resolve\"]"
+        ));
+        clients.push(format!("  skopeo      skopeo copy --src-tls-verify=false docker://{shown}/{image} dir:alpine"));
+    }
+    if has("trivy-db") {
+        clients.push(format!("  oras        oras pull --plain-http {shown}/trivy-db:2"));
+    }
+    if !clients.is_empty() {
+        print::line(&format!("\nclients:\n{}\n", clients.join("\n")))?;
+    }
+    Ok(())
+}
+
+/// An address that a client on this machine can use.
+fn reachable(address: SocketAddr) -> String {
+    if address.ip().is_unspecified() { format!("127.0.0.1:{}", address.port()) } else { address.to_string() }
+}

@@ -1,0 +1,90 @@
+//! `sealock status`: what the running server is doing, and what is missed.
+
+use clap::Args;
+
+use super::{Common, Failure, gate, print};
+use crate::clock::Clock;
+use crate::server::admin::StatusReport;
+use crate::size::Size;
+use crate::store::Wanted;
+
+#[derive(Args)]
+pub struct Status {
+    /// List what clients asked for and could not have, the latest first
+    #[arg(long)]
+    wanted: bool,
+    /// Print as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Status {
+    pub fn run(self, common: &Common) -> Result<(), Failure> {
+        let client = common.client()?;
+        if self.wanted {
+            let wanted = super::block_on(async { Ok(client.wanted().await?) })?;
+            return if self.json { print::json(&wanted) } else { show_wanted(wanted) };
+        }
+        let report = super::block_on(async { Ok(client.status().await?) })?;
+        if self.json { print::json(&report) } else { show(&report) }
+    }
+}
+
+fn show(report: &StatusReport) -> Result<(), Failure> {
+    let addresses: Vec<_> = report.addresses.iter().map(|address| format!("http://{address}")).collect();
+    let totals = &report.totals;
+    print::line(&format!(
+        "sealock {} on {}, started {}",
+        report.version,
+        addresses.join(", "),
+        print::relative(report.now, report.started_at)
+    ))?;
+    print::line(&format!("the gate is {}", gate::describe(&report.gate, report.now)))?;
+    print::line(&format!(
+        "kept: {} in {} blobs and manifests; {} tags in {} repositories, {} of them incomplete",
+        Size(totals.size_bytes),
+        totals.blobs + totals.manifests,
+        totals.tags,
+        totals.repositories,
+        totals.incomplete_tags
+    ))?;
+    if totals.staged_bytes > 0 || report.under_way > 0 {
+        print::line(&format!(
+            "under way: {} fills and fetches; {} staged",
+            report.under_way,
+            Size(totals.staged_bytes)
+        ))?;
+    }
+    if report.wanted > 0 {
+        print::line(&format!("wanted: {} (list them with `sealock status --wanted`)", report.wanted))?;
+    }
+    print::line("\nupstreams:")?;
+    let rows = report.upstreams.iter().map(|upstream| {
+        let state = match (&upstream.resting_until, &upstream.last_error) {
+            (Some(until), _) => format!("left alone until {}", print::minute(*until)),
+            (None, Some(why)) => format!("last error: {why}"),
+            (None, None) => "no error".to_owned(),
+        };
+        vec![format!("  {}", upstream.name), upstream.host.clone(), state]
+    });
+    print::table(&["  UPSTREAM", "HOST", "STATE"], &rows.collect::<Vec<_>>())
+}
+
+fn show_wanted(mut wanted: Vec<Wanted>) -> Result<(), Failure> {
+    if wanted.is_empty() {
+        return print::line("nothing is wanted: whatever was asked for was had");
+    }
+    wanted.sort_by_key(|one| std::cmp::Reverse(one.last_at));
+    let now = Clock::system().now();
+    let rows = wanted.iter().map(|one| {
+        let separator = if one.reference.contains(':') { '@' } else { ':' };
+        vec![
+            format!("{}{separator}{}", one.name, one.reference),
+            format!("{} times", one.count),
+            format!("first {}", print::relative(now, one.first_at)),
+            format!("last {}", print::relative(now, one.last_at)),
+            format!("by {}", one.client),
+        ]
+    });
+    print::table(&["WANTED", "COUNT", "FIRST", "LAST", "CLIENT"], &rows.collect::<Vec<_>>())
+}

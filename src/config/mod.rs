@@ -1,0 +1,229 @@
+//! Settings: presets, files and environment, merged key by key, checked as a whole.
+//!
+//! Later layers win: presets, then each `-c` file in order, then `SEALOCK_SECTION_KEY`. A wrong or unknown key stops the
+//! start with one line that names file, line and key, and says what to write (invariant 20). `conf/sealock.toml` is the
+//! reference of every key.
+
+mod layers;
+mod presets;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use self::layers::Layers;
+pub use self::presets::Preset;
+use crate::gate::{AuditSettings, GateSettings};
+use crate::names::{Host, OfflineMiss, Policy, Route, Routes};
+use crate::oci::Platform;
+use crate::server::ServerSettings;
+use crate::size::Span;
+use crate::upstream::UpstreamSettings;
+
+/// Where settings are looked for when no `-c` is given.
+pub const DEFAULT_FILE: &str = "/etc/sealock/sealock.toml";
+
+/// Everything that can be set.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// Built-in upstreams and routes to begin with.
+    pub presets: Vec<Preset>,
+    pub server: ServerSettings,
+    pub gate: GateSettings,
+    pub audit: AuditSettings,
+    pub log: LogSettings,
+    pub pull: PullSettings,
+    /// By a name of the operator's choice.
+    pub upstream: BTreeMap<String, UpstreamSettings>,
+    /// By pattern.
+    pub route: BTreeMap<String, RouteSettings>,
+}
+
+/// `[log]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LogSettings {
+    /// `error`, `warn`, `info`, `debug`, `trace`, or a filter such as `info,sealock::pull=debug`.
+    pub level: String,
+    pub format: LogFormat,
+}
+
+/// How a log line is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    #[default]
+    Text,
+    Json,
+}
+
+/// `[pull]`: what holds for every route that does not say otherwise, `<host>/**` included.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PullSettings {
+    /// How long after a check a tag is served without asking upstream again.
+    pub fresh_for: Span,
+    /// Whether the rest of what a pulled manifest needs is fetched in the background.
+    pub prefetch: bool,
+    /// Platforms of an index that are fetched besides those that clients ask for.
+    pub platforms: Vec<Platform>,
+    /// Status of a manifest that is not kept while the gate is closed: 404, or 503 for clients that try again.
+    pub offline_miss: u16,
+}
+
+/// `[route."PATTERN"]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RouteSettings {
+    /// Key of an `[upstream.…]`.
+    pub upstream: String,
+    /// Repository there: a name for a name, a prefix and `/**` (or `**`) for a prefix; the same if not given.
+    #[serde(default)]
+    pub repository: Option<String>,
+    #[serde(default)]
+    pub fresh_for: Option<Span>,
+    #[serde(default)]
+    pub prefetch: Option<bool>,
+    #[serde(default)]
+    pub platforms: Option<Vec<Platform>>,
+    #[serde(default)]
+    pub offline_miss: Option<u16>,
+}
+
+/// A setting that stops the start: `conf/site.toml:14: upstream.hub.username: …`.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("{place}: {key}: {message}")]
+    Wrong { place: String, key: String, message: String },
+    #[error("{place}: {message}")]
+    Syntax { place: String, message: String },
+    #[error("cannot read the settings file `{path}`")]
+    Unreadable {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl Settings {
+    /// Loads `files` over the presets, and `environment` (`SEALOCK_…` variables) over both.
+    pub fn load(
+        files: &[PathBuf],
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigError> {
+        let mut layers = Layers::default();
+        for file in files {
+            let text = std::fs::read_to_string(file)
+                .map_err(|source| ConfigError::Unreadable { path: file.clone(), source })?;
+            layers.add_file(&file.display().to_string(), &text)?;
+        }
+        layers.add_presets()?;
+        layers.add_environment(environment)?;
+        let settings: Self = layers.read()?;
+        settings.check(&layers)?;
+        Ok(settings)
+    }
+
+    /// The files that count when the command line names none: the system's, if it is there.
+    pub fn default_files() -> Vec<PathBuf> {
+        let file = Path::new(DEFAULT_FILE);
+        if file.exists() { vec![file.to_owned()] } else { Vec::new() }
+    }
+
+    /// The routing table. [`Settings::load`] has checked that it can be built.
+    pub fn routes(&self) -> Result<Routes, crate::names::InvalidRoute> {
+        let everywhere = Arc::new(self.pull.policy());
+        let hosts = self.upstream.iter().map(|(key, upstream)| Host {
+            upstream: key.as_str().into(),
+            host: upstream.host.as_str().into(),
+            default_namespace: upstream.default_namespace.clone(),
+            policy: everywhere.clone(),
+        });
+        let routes = self.route.iter().map(|(pattern, route)| Route {
+            pattern: pattern.clone(),
+            upstream: route.upstream.clone(),
+            repository: route.repository.clone(),
+            policy: Arc::new(route.policy(&everywhere)),
+        });
+        Routes::new(hosts.collect(), routes.collect())
+    }
+
+    /// What no section can see by itself.
+    fn check(&self, layers: &Layers) -> Result<(), ConfigError> {
+        for (name, upstream) in &self.upstream {
+            if let Some((key, message)) = upstream.check().into_iter().next() {
+                return Err(layers.wrong(&["upstream", name, key], message));
+            }
+        }
+        if let Err(wrong) = self.server.check() {
+            return Err(layers.wrong(&["server", wrong.key], format!("it is {}; {}", wrong.value, wrong.advice)));
+        }
+        for (section, checked) in [("gate", self.gate.check()), ("audit", self.audit.check())] {
+            if let Err((key, message)) = checked {
+                let key: Vec<&str> =
+                    [section].into_iter().chain(key.split(['.', '[', ']']).filter(|k| !k.is_empty())).collect();
+                return Err(layers.wrong(&key, message));
+            }
+        }
+        let misses = self.route.iter().filter_map(|(pattern, route)| Some((pattern.as_str(), route.offline_miss?)));
+        for (pattern, status) in [("", self.pull.offline_miss)].into_iter().chain(misses) {
+            if !matches!(status, 404 | 503) {
+                let key: &[&str] =
+                    if pattern.is_empty() { &["pull", "offline_miss"] } else { &["route", pattern, "offline_miss"] };
+                return Err(layers.wrong(key, "write 404 or 503".to_owned()));
+            }
+        }
+        if let Err(wrong) = self.routes() {
+            let key: Vec<&str> = wrong.key.iter().map(String::as_str).collect();
+            return Err(layers.wrong(&key, wrong.message));
+        }
+        if let Err(why) = self.log.level.parse::<tracing_subscriber::filter::Targets>() {
+            let message = format!("`{}` is not a level ({why}); write `info` or `debug`", self.log.level);
+            return Err(layers.wrong(&["log", "level"], message));
+        }
+        Ok(())
+    }
+}
+
+impl PullSettings {
+    fn policy(&self) -> Policy {
+        Policy {
+            fresh_for: self.fresh_for.0,
+            prefetch: self.prefetch,
+            platforms: self.platforms.clone(),
+            offline_miss: offline_miss(self.offline_miss),
+        }
+    }
+}
+
+impl RouteSettings {
+    fn policy(&self, everywhere: &Policy) -> Policy {
+        Policy {
+            fresh_for: self.fresh_for.map_or(everywhere.fresh_for, |span| span.0),
+            prefetch: self.prefetch.unwrap_or(everywhere.prefetch),
+            platforms: self.platforms.clone().unwrap_or_else(|| everywhere.platforms.clone()),
+            offline_miss: self.offline_miss.map_or(everywhere.offline_miss, offline_miss),
+        }
+    }
+}
+
+fn offline_miss(status: u16) -> OfflineMiss {
+    if status == 503 { OfflineMiss::Unavailable } else { OfflineMiss::NotFound }
+}
+
+impl Default for LogSettings {
+    fn default() -> Self {
+        Self { level: "info".to_owned(), format: LogFormat::Text }
+    }
+}
+
+impl Default for PullSettings {
+    fn default() -> Self {
+        let fresh_for = Span(Duration::from_secs(15 * 60));
+        Self { fresh_for, prefetch: true, platforms: Vec::new(), offline_miss: 404 }
+    }
+}

@@ -1,0 +1,353 @@
+//! One running download of one digest into the store, shared by all who want it.
+//!
+//! Kept here:
+//! * 4: one download per digest; it belongs to the server. Clients follow its file and leave as they like.
+//! * 3: the last [`HELD_BACK`] bytes are not readable before the digest is right.
+//! * 14: who joins from another repository must have a right to the digest there (checked by the caller).
+//!
+//! ```text
+//! upstream ── pieces ──> queue (bounded) ──> worker thread: write, hash ──> progress ──> every follower
+//! ```
+
+use std::fs::File;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use bytes::Bytes;
+use dashmap::DashMap;
+use dashmap::mapref::entry::Entry;
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio_util::task::TaskTracker;
+use tracing::{error, info, warn};
+
+use super::miss::FetchError;
+use crate::names::Repository;
+use crate::oci::Digest;
+use crate::store::{KeptBlob, Staged, Store};
+use crate::upstream::{BlobStream, Upstream};
+
+/// Bytes at the end of a fill that nobody gets before the digest is right.
+pub const HELD_BACK: u64 = 64 << 10;
+/// Fills that run at once; more wait for a place.
+pub const FILLS_MAX: usize = 64;
+/// Pieces between upstream's connection and the disk.
+const QUEUE_PIECES: usize = 32;
+
+/// The fills under way, by digest.
+#[derive(Clone)]
+pub struct Fills {
+    running: Arc<DashMap<Digest, Arc<Fill>>>,
+    places: Arc<Semaphore>,
+    store: Store,
+    tasks: TaskTracker,
+}
+
+/// What a fill is to fetch, and from where.
+#[derive(Clone)]
+pub struct Order {
+    pub digest: Digest,
+    pub repository: Repository,
+    pub upstream: Arc<Upstream>,
+    /// The size that a kept manifest states.
+    pub expected_size: Option<u64>,
+}
+
+struct Fill {
+    repository: Repository,
+    progress: watch::Sender<Progress>,
+}
+
+#[derive(Clone, Default)]
+struct Progress {
+    /// Where followers read; `None` until upstream has answered.
+    file: Option<Arc<File>>,
+    size: Option<u64>,
+    readable: u64,
+    /// Counts the times that the bytes began anew: who read earlier ones must break off.
+    generation: u32,
+    end: Option<Result<KeptBlob, FetchError>>,
+}
+
+/// A follower of a fill. Clients that leave just drop it; clones are the same follower.
+#[derive(Clone)]
+pub struct Following {
+    progress: watch::Receiver<Progress>,
+    /// The generation whose bytes were read, or [`UNREAD`].
+    generation: Arc<AtomicU32>,
+}
+
+const UNREAD: u32 = u32::MAX;
+
+/// What a follower may read now.
+pub struct Readable {
+    pub file: Arc<File>,
+    /// Up to here, exclusive.
+    pub end: u64,
+    /// Whether `end` is the end of the blob.
+    pub finished: bool,
+}
+
+impl Fills {
+    pub fn new(store: Store, tasks: TaskTracker) -> Self {
+        Self { running: Arc::default(), places: Arc::new(Semaphore::new(FILLS_MAX)), store, tasks }
+    }
+
+    /// The repository that a running fill of `digest` was started for.
+    pub fn running_for(&self, digest: &Digest) -> Option<Repository> {
+        self.running.get(digest).map(|fill| fill.repository.clone())
+    }
+
+    /// Fills under way.
+    pub fn under_way(&self) -> usize {
+        self.running.len()
+    }
+
+    /// Follows the running fill of the digest, or starts it.
+    pub fn join(&self, order: Order) -> Following {
+        let fill = match self.running.entry(order.digest) {
+            Entry::Occupied(running) => running.get().clone(),
+            Entry::Vacant(free) => {
+                let progress = watch::Sender::new(Progress::default());
+                let fill = Arc::new(Fill { repository: order.repository.clone(), progress });
+                free.insert(fill.clone());
+                let slot = Slot { fills: self.clone(), digest: order.digest, fill: fill.clone() };
+                self.tasks.spawn(slot.run(order));
+                fill
+            }
+        };
+        Following { progress: fill.progress.subscribe(), generation: Arc::new(AtomicU32::new(UNREAD)) }
+    }
+}
+
+impl Following {
+    /// A second follower of the same fill.
+    pub fn another(&self) -> Self {
+        Self { progress: self.progress.clone(), generation: Arc::new(AtomicU32::new(UNREAD)) }
+    }
+
+    /// Waits until upstream has answered; the size, where upstream or a manifest states it.
+    pub async fn size(&self) -> Result<Option<u64>, FetchError> {
+        let mut progress = self.progress.clone();
+        let seen = progress.wait_for(|now| now.file.is_some() || now.end.is_some()).await;
+        let seen = seen.map_err(|_| FetchError::GaveUp)?;
+        match &seen.end {
+            Some(Err(why)) => Err(why.clone()),
+            Some(Ok(blob)) => Ok(Some(blob.size)),
+            None => Ok(seen.size),
+        }
+    }
+
+    /// Waits for the end.
+    pub async fn kept(&self) -> Result<KeptBlob, FetchError> {
+        let mut progress = self.progress.clone();
+        let seen = progress.wait_for(|now| now.end.is_some()).await.map_err(|_| FetchError::GaveUp)?;
+        seen.end.clone().unwrap_or(Err(FetchError::GaveUp))
+    }
+
+    /// Waits until bytes past `offset` may be read. After an error, what was sent so far must not look complete.
+    pub async fn readable(&self, offset: u64) -> Result<Readable, FetchError> {
+        let mut progress = self.progress.clone();
+        loop {
+            {
+                let now = progress.borrow_and_update();
+                let read = self.generation.load(Ordering::Relaxed);
+                if read != UNREAD && read != now.generation {
+                    return Err(FetchError::BeganAnew);
+                }
+                match (&now.end, &now.file) {
+                    (Some(Ok(blob)), _) => {
+                        return Ok(Readable { file: blob.file.clone(), end: blob.size, finished: true });
+                    }
+                    (Some(Err(why)), _) => return Err(why.clone()),
+                    (None, Some(file)) if now.readable > offset => {
+                        self.generation.store(now.generation, Ordering::Relaxed);
+                        return Ok(Readable { file: file.clone(), end: now.readable, finished: false });
+                    }
+                    _ => {}
+                }
+            }
+            progress.changed().await.map_err(|_| FetchError::GaveUp)?;
+        }
+    }
+}
+
+/// A fill's place in the table; freed when dropped, so that a panic does not block the digest for good.
+struct Slot {
+    fills: Fills,
+    digest: Digest,
+    fill: Arc<Fill>,
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.free();
+        self.fill.progress.send_if_modified(|progress| {
+            let unfinished = progress.end.is_none();
+            progress.end.get_or_insert(Err(FetchError::GaveUp));
+            unfinished
+        });
+    }
+}
+
+impl Slot {
+    async fn run(self, order: Order) {
+        let end = self.fetch(&order).await;
+        match &end {
+            Ok(blob) => {
+                let (repository, digest) = (&order.repository, &self.digest);
+                info!(%repository, %digest, size_bytes = blob.size, "kept {digest} of {repository}");
+            }
+            Err(FetchError::Upstream(why)) => warn!(digest = %self.digest, "fill of {} ended: {why}", order.repository),
+            Err(why) => error!(digest = %self.digest, "fill of {} failed: {why}", order.repository),
+        }
+        // Free the digest before telling the followers: whoever asks after the outcome starts afresh.
+        self.free();
+        self.fill.progress.send_modify(|progress| progress.end = Some(end));
+    }
+
+    async fn fetch(&self, order: &Order) -> Result<KeptBlob, FetchError> {
+        let _place = self.fills.places.acquire().await.map_err(|_| FetchError::GaveUp)?;
+        let store = &self.fills.store;
+        // Between the caller's look into the store and this fill's start, an earlier fill may have landed.
+        if store.grant_blob(&order.repository, &self.digest).await?
+            && let Some(blob) = store.blob(&order.repository, &self.digest).await?
+        {
+            return Ok(blob);
+        }
+        let (opening, digest) = (store.clone(), self.digest);
+        let mut staged = blocking(move || opening.stage(&digest)).await??;
+        let resumed = staged.written() > 0;
+        loop {
+            match self.attempt(order, staged).await {
+                Ok(blob) => {
+                    store.keep_blob(&order.repository, &blob).await?;
+                    return Ok(blob);
+                }
+                // What an earlier run left may have been torn by a power cut: once more, from nothing.
+                Err(FetchError::WrongDigest { .. }) if resumed && self.generation() == 0 => {
+                    warn!(digest = %self.digest, "what was staged of {} is torn; it begins anew", self.digest);
+                    let opening = store.clone();
+                    staged = blocking(move || opening.stage(&digest)).await??;
+                    self.fill.progress.send_modify(|progress| {
+                        (progress.readable, progress.generation) = (0, progress.generation + 1);
+                    });
+                }
+                Err(why) => return Err(why),
+            }
+        }
+    }
+
+    /// Downloads what `staged` lacks. On an error what is written stays staged, unless it is known to be wrong.
+    async fn attempt(&self, order: &Order, mut staged: Staged) -> Result<KeptBlob, FetchError> {
+        if order.expected_size.is_some_and(|size| staged.written() > size) {
+            staged.restart()?;
+        }
+        let already = order.expected_size == Some(staged.written()) && staged.digest_so_far() == self.digest;
+        let mut stream = None;
+        if !already {
+            let opened = order.upstream.blob(&order.repository.name, &self.digest, staged.written()).await?;
+            if opened.start != staged.written() {
+                staged.restart()?;
+            }
+            stream = Some(opened);
+        }
+        let stated = stream.as_ref().and_then(|stream| stream.size);
+        let size = self.agreed_size(order, stated)?;
+        // Found out before anybody reads: what does not fit passes through whole instead of breaking off half-way.
+        if let Err(why) = self.fills.store.check_room(size.unwrap_or(0).saturating_sub(staged.written())) {
+            staged.discard();
+            return Err(why.into());
+        }
+        self.publish(&staged, size);
+
+        let (pieces, queue) = mpsc::channel(QUEUE_PIECES);
+        let writer = Writer { fill: self.fill.clone(), staged, size, upstream: order.upstream.name().to_owned() };
+        let worker = tokio::task::spawn_blocking(move || writer.run(queue));
+        if let Some(stream) = &mut stream {
+            feed(stream, &pieces).await;
+        }
+        drop(pieces);
+        worker.await.map_err(|_| FetchError::GaveUp)?
+    }
+
+    fn agreed_size(&self, order: &Order, stated: Option<u64>) -> Result<Option<u64>, FetchError> {
+        match (stated, order.expected_size) {
+            (Some(stated), Some(expected)) if stated != expected => {
+                Err(FetchError::WrongSize { upstream: order.upstream.name().to_owned(), stated, expected })
+            }
+            (stated, expected) => Ok(stated.or(expected)),
+        }
+    }
+
+    fn publish(&self, staged: &Staged, size: Option<u64>) {
+        let (file, written) = (staged.file().clone(), staged.written());
+        self.fill.progress.send_modify(|progress| {
+            (progress.file, progress.size) = (Some(file), size);
+            progress.readable = held_back(written, size);
+        });
+    }
+
+    /// Frees the digest, unless a later fill has it already.
+    fn free(&self) {
+        self.fills.running.remove_if(&self.digest, |_, fill| Arc::ptr_eq(fill, &self.fill));
+    }
+
+    fn generation(&self) -> u32 {
+        self.fill.progress.borrow().generation
+    }
+}
+
+/// Hands pieces on until the stream or the worker ends.
+async fn feed(stream: &mut BlobStream, pieces: &mpsc::Sender<Result<Bytes, FetchError>>) {
+    while let Some(piece) = stream.next().await {
+        let last = piece.is_err();
+        if pieces.send(piece.map_err(FetchError::from)).await.is_err() || last {
+            return;
+        }
+    }
+}
+
+/// Writes and hashes on a thread of its own, so that the network does not wait for the disk.
+struct Writer {
+    fill: Arc<Fill>,
+    staged: Staged,
+    size: Option<u64>,
+    upstream: String,
+}
+
+impl Writer {
+    fn run(mut self, mut queue: mpsc::Receiver<Result<Bytes, FetchError>>) -> Result<KeptBlob, FetchError> {
+        while let Some(piece) = queue.blocking_recv() {
+            match piece.and_then(|piece| Ok(self.staged.write(&piece)?)) {
+                Ok(()) => {}
+                // On a full disk the room is worth more than the part.
+                Err(why) if why.is_disk_full() => {
+                    self.staged.discard();
+                    return Err(why);
+                }
+                Err(why) => {
+                    self.staged.leave();
+                    return Err(why);
+                }
+            }
+            if self.size.is_some_and(|size| self.staged.written() > size) {
+                self.staged.discard();
+                return Err(FetchError::TooLong { upstream: self.upstream });
+            }
+            if queue.is_empty() {
+                let readable = held_back(self.staged.written(), self.size);
+                self.fill.progress.send_modify(|progress| progress.readable = readable);
+            }
+        }
+        self.staged.keep().map_err(|why| FetchError::from_keep(why, &self.upstream))
+    }
+}
+
+/// How much of `written` may be read before the digest is known to be right.
+fn held_back(written: u64, size: Option<u64>) -> u64 {
+    written.min(size.unwrap_or(written).saturating_sub(HELD_BACK))
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, FetchError> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| FetchError::GaveUp)
+}

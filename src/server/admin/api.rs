@@ -1,0 +1,209 @@
+//! Each admin request and its answer.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use percent_encoding::percent_decode_str;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tracing::error;
+
+use super::Office;
+use super::report::{CloseOrder, Complaint, OpenOrder, RouteLine, StatusReport};
+use crate::gate::{GateError, GateStatus, Order};
+use crate::names::Origin;
+use crate::oci::{Digest, RepositoryName};
+use crate::store::{StoreError, TagLine};
+
+/// Largest order.
+const BODY_MAX: usize = 64 << 10;
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// An error reply in the making.
+#[derive(Debug)]
+struct Trouble {
+    status: StatusCode,
+    error: String,
+    hint: Option<String>,
+}
+
+type Answer = Result<Value, Trouble>;
+
+impl Office {
+    /// `uid`: who is at the other end of the socket.
+    pub(super) async fn respond(&self, request: Request<Incoming>, uid: Option<u32>) -> Response<Full<Bytes>> {
+        let (status, document) = match self.answer(request, uid).await {
+            Ok(document) => (StatusCode::OK, document),
+            Err(trouble) => {
+                let complaint = Complaint { error: trouble.error, hint: trouble.hint };
+                (trouble.status, json!(complaint))
+            }
+        };
+        let mut response = Response::new(Full::from(document.to_string()));
+        *response.status_mut() = status;
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        response
+    }
+
+    async fn answer(&self, request: Request<Incoming>, uid: Option<u32>) -> Answer {
+        let (head, body) = request.into_parts();
+        let (gate, store) = (&self.source.gate, &self.source.store);
+        match (&head.method, head.uri.path()) {
+            (&Method::GET, "/gate") => document(&gate.status()),
+            (&Method::POST, "/gate/open") => document(&self.open(order(body).await?, uid).await?),
+            (&Method::POST, "/gate/close") => document(&self.close(order(body).await?, uid).await?),
+            (&Method::GET, "/status") => document(&self.report().await?),
+            (&Method::GET, "/status/wanted") => document(&store.wanted().await?),
+            (&Method::GET, "/ls") => document(&self.list(name_of(head.uri.query())?.as_deref()).await?),
+            (&Method::GET, "/ready") => {
+                store.has_blob(&Digest::sha256(b"")).await?;
+                Ok(json!({ "status": "ready" }))
+            }
+            (method, path) => {
+                let error = format!("the admin API has no `{method} {path}`");
+                let hint = "use a `sealock` of the server's version".to_owned();
+                Err(Trouble { status: StatusCode::NOT_FOUND, error, hint: Some(hint) })
+            }
+        }
+    }
+
+    async fn open(&self, order: OpenOrder, uid: Option<u32>) -> Result<GateStatus, Trouble> {
+        if let Some(wanted) = &order.upstream {
+            let mut known: Vec<&str> = self.source.upstreams.iter().map(|upstream| upstream.name()).collect();
+            known.sort_unstable();
+            if !known.contains(&wanted.as_str()) {
+                let known = known.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+                let hint = format!("the upstreams are {known}");
+                return Err(Trouble::wrong(format!("there is no upstream `{wanted}`"), hint));
+            }
+        }
+        let lasting = order.for_ms.map(Duration::from_millis);
+        let who = who(order.who, uid);
+        Ok(self.source.gate.open(Order { who, why: order.why }, lasting, order.upstream.as_deref()).await?)
+    }
+
+    async fn close(&self, order: CloseOrder, uid: Option<u32>) -> Result<GateStatus, Trouble> {
+        let drain = order.drain_ms.map(Duration::from_millis);
+        let who = who(order.who, uid);
+        Ok(self.source.gate.close(Order { who, why: order.why }, drain).await?)
+    }
+
+    async fn report(&self) -> Result<StatusReport, Trouble> {
+        let source = &self.source;
+        let routes = source.routes.describe().into_iter();
+        let mut upstreams: Vec<_> = source.upstreams.iter().map(|upstream| upstream.health()).collect();
+        upstreams.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(StatusReport {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            started_at: self.started_at,
+            now: source.clock.now(),
+            addresses: source.addresses.clone(),
+            gate: source.gate.status(),
+            totals: source.store.totals().await?,
+            under_way: source.pull.under_way(),
+            wanted: source.store.wanted().await?.len(),
+            routes: routes.map(|(pattern, upstream, repository)| RouteLine { pattern, upstream, repository }).collect(),
+            upstreams,
+        })
+    }
+
+    /// Tags below `name`, which may be a name as clients write it, or begin with an upstream's host.
+    async fn list(&self, name: Option<&str>) -> Result<Vec<TagLine>, Trouble> {
+        let store = &self.source.store;
+        let Some(name) = name else {
+            return Ok(store.list(None, None).await?);
+        };
+        let (first, rest) = name.split_once('/').map_or((name, None), |(first, rest)| (first, Some(rest)));
+        if self.source.upstreams.iter().any(|upstream| upstream.host() == first) {
+            return Ok(store.list(Some(&Origin::Upstream(first.into())), rest).await?);
+        }
+        let parsed = name.parse::<RepositoryName>().ok();
+        let target = parsed.and_then(|name| self.source.routes.resolve(&name, None).ok());
+        match target.filter(|target| target.source.is_some()) {
+            Some(target) => {
+                let repository = target.repository;
+                Ok(store.list(Some(&repository.origin), Some(repository.name.as_str())).await?)
+            }
+            // A local name, or the beginning of a route's pattern.
+            None => Ok(store.list(None, Some(name)).await?),
+        }
+    }
+}
+
+impl Trouble {
+    fn wrong(error: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { status: StatusCode::BAD_REQUEST, error: error.into(), hint: Some(hint.into()) }
+    }
+}
+
+impl From<StoreError> for Trouble {
+    fn from(why: StoreError) -> Self {
+        let (error, hint) = (with_causes(&why), why.hint().map(str::to_owned));
+        error!("an admin request failed: {error}");
+        Self { status: StatusCode::INTERNAL_SERVER_ERROR, error, hint }
+    }
+}
+
+impl From<GateError> for Trouble {
+    fn from(why: GateError) -> Self {
+        let status = match &why {
+            GateError::TooLong { .. } | GateError::TooFar | GateError::TooManyUpstreams => StatusCode::BAD_REQUEST,
+            GateError::Reopened => StatusCode::CONFLICT,
+            GateError::Settings { .. }
+            | GateError::State { .. }
+            | GateError::Audit(_)
+            | GateError::LookUpsUnderWay { .. }
+            | GateError::NotReset { .. }
+            | GateError::Stopped => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Self { status, error: with_causes(&why), hint: why.hint() }
+    }
+}
+
+fn document(value: &impl Serialize) -> Answer {
+    serde_json::to_value(value).map_err(|why| Trouble {
+        status: StatusCode::INTERNAL_SERVER_ERROR,
+        error: format!("cannot write the answer: {why}"),
+        hint: None,
+    })
+}
+
+async fn order<T: DeserializeOwned>(body: Incoming) -> Result<T, Trouble> {
+    let hint = "an order is a small JSON document";
+    let reading = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, BODY_MAX).collect());
+    let bytes = match reading.await {
+        Ok(Ok(collected)) => collected.to_bytes(),
+        Ok(Err(why)) => return Err(Trouble::wrong(format!("cannot read the order: {why}"), hint)),
+        Err(_) => return Err(Trouble::wrong("the order did not come in time", hint)),
+    };
+    serde_json::from_slice(&bytes).map_err(|why| Trouble::wrong(format!("cannot read the order: {why}"), hint))
+}
+
+fn who(named: Option<String>, uid: Option<u32>) -> String {
+    let named = named.filter(|name| !name.trim().is_empty());
+    named.unwrap_or_else(|| uid.map_or_else(|| "admin socket".to_owned(), |uid| format!("uid {uid}")))
+}
+
+fn name_of(query: Option<&str>) -> Result<Option<String>, Trouble> {
+    let value = query.into_iter().flat_map(|query| query.split('&')).find_map(|pair| pair.strip_prefix("name="));
+    let Some(value) = value.filter(|value| !value.is_empty()) else {
+        return Ok(None);
+    };
+    let decoded = percent_decode_str(value).decode_utf8();
+    let decoded = decoded.map_err(|_| Trouble::wrong("`name` is not UTF-8", "write it as clients do"))?;
+    Ok(Some(decoded.trim_end_matches(['/', '*']).to_owned()).filter(|name| !name.is_empty()))
+}
+
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(why) = cause {
+        text = format!("{text}: {why}");
+        cause = why.source();
+    }
+    text
+}

@@ -1,0 +1,91 @@
+//! The commands' end of the admin socket.
+
+use std::path::PathBuf;
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, header};
+use http_body_util::{BodyExt, Full};
+use hyper_util::rt::TokioIo;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::report::{CloseOrder, Complaint, OpenOrder, StatusReport};
+use super::{AdminError, socket};
+use crate::gate::GateStatus;
+use crate::store::{TagLine, Wanted};
+
+/// Commands for the server that serves a data folder. Each takes a connection of its own.
+#[derive(Clone, Debug)]
+pub struct AdminClient {
+    data: PathBuf,
+}
+
+impl AdminClient {
+    pub fn new(data: impl Into<PathBuf>) -> Self {
+        Self { data: data.into() }
+    }
+
+    pub async fn status(&self) -> Result<StatusReport, AdminError> {
+        self.ask(Method::GET, "/status", None).await
+    }
+
+    pub async fn wanted(&self) -> Result<Vec<Wanted>, AdminError> {
+        self.ask(Method::GET, "/status/wanted", None).await
+    }
+
+    /// Tags in repositories whose name begins with `name`, as clients write it; all without one.
+    pub async fn list(&self, name: Option<&str>) -> Result<Vec<TagLine>, AdminError> {
+        let query = name.map(|name| format!("?name={}", utf8_percent_encode(name, NON_ALPHANUMERIC)));
+        self.ask(Method::GET, &format!("/ls{}", query.unwrap_or_default()), None).await
+    }
+
+    pub async fn gate(&self) -> Result<GateStatus, AdminError> {
+        self.ask(Method::GET, "/gate", None).await
+    }
+
+    pub async fn open_gate(&self, order: &OpenOrder) -> Result<GateStatus, AdminError> {
+        self.ask(Method::POST, "/gate/open", Some(serde_json::json!(order))).await
+    }
+
+    /// Returns when every upstream socket has been reset: after `drain_ms` at most.
+    pub async fn close_gate(&self, order: &CloseOrder) -> Result<GateStatus, AdminError> {
+        self.ask(Method::POST, "/gate/close", Some(serde_json::json!(order))).await
+    }
+
+    /// Whether the store answers.
+    pub async fn ready(&self) -> Result<(), AdminError> {
+        self.ask::<Value>(Method::GET, "/ready", None).await.map(|_| ())
+    }
+
+    async fn ask<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        order: Option<Value>,
+    ) -> Result<T, AdminError> {
+        let stream = socket::connect(&self.data).await?;
+        let broken = |source| AdminError::Broken { data: self.data.clone(), source };
+        let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
+        let (mut sender, connection) = handshake.map_err(|why| broken(why.into()))?;
+        let body = order.map(|order| order.to_string()).unwrap_or_default();
+        let mut request = Request::new(Full::new(Bytes::from(body)));
+        *request.method_mut() = method;
+        *request.uri_mut() = path.parse().map_err(|why: http::uri::InvalidUri| broken(why.into()))?;
+        request.headers_mut().insert(header::HOST, HeaderValue::from_static("sealock"));
+        let asking = async move {
+            let response = sender.send_request(request).await?;
+            let status = response.status();
+            let bytes = response.into_body().collect().await?.to_bytes();
+            Ok::<_, hyper::Error>((status, bytes))
+        };
+        // Both ends of the exchange run here: a command leaves no task behind.
+        let (answer, _) = tokio::join!(asking, connection);
+        let (status, bytes) = answer.map_err(|why| broken(why.into()))?;
+        if status.is_success() {
+            return serde_json::from_slice(&bytes).map_err(|why| broken(why.into()));
+        }
+        let complaint: Complaint = serde_json::from_slice(&bytes).map_err(|why| broken(why.into()))?;
+        Err(AdminError::Refused { message: complaint.error, hint: complaint.hint })
+    }
+}

@@ -1,0 +1,193 @@
+//! The admin API: JSON over HTTP/1.1 on a unix socket in the data folder, for the user that runs the server.
+//!
+//! ```text
+//! GET  /status              what the server is, has and does        -> StatusReport
+//! GET  /status/wanted       what was asked for and could not be had -> [Wanted]
+//! GET  /ls?name=PREFIX      what is kept                            -> [TagLine]
+//! GET  /gate                                                        -> GateStatus
+//! POST /gate/open   OpenOrder                                       -> GateStatus
+//! POST /gate/close  CloseOrder                                      -> GateStatus, when every upstream socket is reset
+//! GET  /ready               whether the store answers               -> {"status": "ready"}
+//! ```
+//! Errors are `{"error": "…", "hint": "…" or null}` with a 4xx or 5xx. Who may open the socket may do all of it: its mode
+//! is 0600.
+
+mod api;
+mod client;
+mod report;
+mod socket;
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use jiff::Timestamp;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, warn};
+
+pub use client::AdminClient;
+pub use report::{CloseOrder, OpenOrder, RouteLine, StatusReport};
+
+use crate::clock::Clock;
+use crate::gate::Gate;
+use crate::names::Routes;
+use crate::pull::Pull;
+use crate::store::Store;
+use crate::upstream::Upstream;
+
+/// The admin socket of a running server, bound.
+pub struct Admin {
+    listener: UnixListener,
+    path: PathBuf,
+    office: Arc<Office>,
+}
+
+/// What the admin API tells about and acts upon.
+pub struct StatusSource {
+    pub store: Store,
+    pub gate: Gate,
+    pub pull: Pull,
+    pub routes: Arc<Routes>,
+    pub upstreams: Vec<Arc<Upstream>>,
+    /// Where clients reach the registry.
+    pub addresses: Vec<SocketAddr>,
+    pub clock: Clock,
+}
+
+/// The source, and when it was opened for questions.
+struct Office {
+    source: StatusSource,
+    started_at: Timestamp,
+}
+
+/// Why the admin socket cannot be bound, or why a command to a running server failed.
+#[derive(Debug, thiserror::Error)]
+pub enum AdminError {
+    #[error("cannot listen on `{}`", path.display())]
+    Bind {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("`{}` is in the way: it is not a socket", path.display())]
+    NotASocket { path: PathBuf },
+    /// Nobody listens on the folder's socket.
+    #[error("no sealock serves `{}`", data.display())]
+    NotServed { data: PathBuf },
+    #[error("cannot open `{}`", path.display())]
+    Open {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("the server that serves `{}` broke off", data.display())]
+    Broken {
+        data: PathBuf,
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The server says no; its words.
+    #[error("{message}")]
+    Refused { message: String, hint: Option<String> },
+}
+
+/// Name of the socket in the data folder.
+pub const SOCKET_NAME: &str = "sealock.sock";
+/// Commands at one time; more wait.
+pub const COMMANDS_MAX: usize = 16;
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long commands under way may take to end when the server stops.
+const STOP_TIMEOUT: Duration = Duration::from_secs(2);
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+impl AdminError {
+    /// What the reader can do about it.
+    pub fn hint(&self) -> Option<String> {
+        let text = match self {
+            Self::NotServed { .. } => {
+                "start it with `sealock serve`; if it runs elsewhere, name its data folder with `--data`"
+            }
+            Self::Open { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                "run this as the user that runs the server"
+            }
+            Self::Bind { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                "let the user that runs sealock write to the data folder"
+            }
+            Self::NotASocket { .. } => "move it away",
+            Self::Refused { hint, .. } => return hint.clone(),
+            Self::Bind { .. } | Self::Open { .. } | Self::Broken { .. } => return None,
+        };
+        Some(text.to_owned())
+    }
+}
+
+impl Admin {
+    /// Binds the socket in `data`. What a crashed process left there is replaced: the store's lock says that this process
+    /// is the folder's only owner.
+    pub async fn bind(data: &Path, source: StatusSource) -> Result<Self, AdminError> {
+        let path = data.join(SOCKET_NAME);
+        let listener = socket::bind(data)?;
+        let office = Arc::new(Office { started_at: source.clock.now(), source });
+        Ok(Self { listener, path, office })
+    }
+
+    /// Answers until `stop`, then takes the socket away.
+    pub async fn run(&self, stop: CancellationToken) {
+        let (tasks, seats) = (TaskTracker::new(), Arc::new(Semaphore::new(COMMANDS_MAX)));
+        let taking = async {
+            while let Ok(seat) = Arc::clone(&seats).acquire_owned().await {
+                match self.listener.accept().await {
+                    Ok((stream, _)) => {
+                        let (office, stop) = (Arc::clone(&self.office), stop.clone());
+                        tasks.spawn(async move {
+                            serve(stream, office, stop).await;
+                            drop(seat);
+                        });
+                    }
+                    Err(error) => {
+                        warn!(%error, "cannot take a command: {error}; trying again");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                }
+            }
+        };
+        stop.run_until_cancelled(taking).await;
+        if let Err(error) = std::fs::remove_file(&self.path) {
+            warn!(%error, "cannot remove the admin socket: {error}");
+        }
+        tasks.close();
+        if tokio::time::timeout(STOP_TIMEOUT, tasks.wait()).await.is_err() {
+            warn!(commands = tasks.len(), "commands were under way when the server stopped");
+        }
+    }
+}
+
+/// One command per connection.
+async fn serve(stream: UnixStream, office: Arc<Office>, stop: CancellationToken) {
+    let uid = stream.peer_cred().map(|peer| peer.uid()).ok();
+    let service = service_fn(move |request| {
+        let office = Arc::clone(&office);
+        async move { Ok::<_, std::convert::Infallible>(office.respond(request, uid).await) }
+    });
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).keep_alive(false);
+    let mut connection = std::pin::pin!(http.serve_connection(TokioIo::new(stream), service));
+    let outcome = tokio::select! {
+        outcome = connection.as_mut() => outcome,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = outcome {
+        debug!(%error, "an admin connection broke: {error}");
+    }
+}

@@ -1,0 +1,75 @@
+//! What the admin API takes and gives: shared by its two ends.
+
+use std::net::SocketAddr;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::gate::GateStatus;
+use crate::store::Totals;
+use crate::upstream::UpstreamHealth;
+
+/// `POST /gate/open`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OpenOrder {
+    /// Milliseconds; without it, until somebody closes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub for_ms: Option<u64>,
+    /// Who orders it; without it, the user at the other end of the socket.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub who: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+    /// Key of the one upstream to open it for; without it, all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upstream: Option<String>,
+}
+
+/// `POST /gate/close`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CloseOrder {
+    /// Milliseconds that requests under way may take to end; without it, none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain_ms: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub who: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+}
+
+/// `GET /status`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct StatusReport {
+    pub version: String,
+    pub started_at: Timestamp,
+    /// The server's clock.
+    pub now: Timestamp,
+    /// Where clients reach the registry.
+    pub addresses: Vec<SocketAddr>,
+    pub gate: GateStatus,
+    pub totals: Totals,
+    /// Fills, fetches and prefetches under way or waiting.
+    pub under_way: usize,
+    /// Names that were asked for and could not be had.
+    pub wanted: usize,
+    pub routes: Vec<RouteLine>,
+    pub upstreams: Vec<UpstreamHealth>,
+}
+
+/// A route: names that match `pattern` are `repository`, of the upstream with that key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteLine {
+    pub pattern: String,
+    pub upstream: String,
+    /// With its host.
+    pub repository: String,
+}
+
+/// How errors are told.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Complaint {
+    pub(super) error: String,
+    pub(super) hint: Option<String>,
+}

@@ -1,0 +1,241 @@
+//! One connection: which protocol it speaks, and its requests until it ends.
+
+use std::convert::Infallible;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use http::{Request, Response, header};
+use http_body::Body as _;
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use super::body::Body;
+use super::listen::Peer;
+use super::pool::PIECE_LARGE;
+use super::pulse::Pulse;
+use super::settings::ServerSettings;
+use super::wire::{Patience, Wire};
+
+/// hyper, set up once for all connections.
+pub(super) struct Protocols {
+    http1: http1::Builder,
+    http2: http2::Builder<TokioExecutor>,
+    patience: Patience,
+}
+
+/// What the first bytes of a connection say.
+#[derive(Debug, PartialEq, Eq)]
+enum Sniffed {
+    Http1,
+    Http2,
+    Undecided,
+    Rubbish,
+}
+
+/// Largest frame of one HTTP/2 stream: many streams share a connection, and h2 queues a whole frame.
+const PIECE_HTTP2: usize = 64 << 10;
+/// How a client with prior knowledge of HTTP/2 begins (RFC 9113 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const HTTP2_PING_AFTER: Duration = Duration::from_secs(20);
+const HTTP2_PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// Streams that a client opened and reset before we took them (CVE-2023-44487), and those that we had to reset.
+const HTTP2_RESETS_MAX: usize = 32;
+/// Bytes of response that h2 queues per stream.
+const HTTP2_SEND_BUFFER: usize = 256 << 10;
+const HEADERS_MAX: usize = 100;
+
+/// Go's TLS client recognises a plain answer to its hello by `HTTP/` and says so to its user; docker then goes on
+/// without TLS where that is allowed.
+const NOT_HTTP: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: 56\r\n\
+    Connection: close\r\n\r\nThis port speaks plain HTTP/1.1 or HTTP/2, nothing else\n";
+
+impl Protocols {
+    pub(super) fn new(settings: &ServerSettings) -> Self {
+        let header_size = settings.header_size_max.0 as usize;
+        let mut http1 = http1::Builder::new();
+        // hyper's own header timeout is off: `wire` keeps it, apart from the idle timeout.
+        http1
+            .timer(TokioTimer::new())
+            .header_read_timeout(None)
+            .max_headers(HEADERS_MAX)
+            .max_header_size(header_size)
+            .max_buf_size(header_size.max(PIECE_LARGE))
+            .writev(true);
+        let mut http2 = http2::Builder::new(TokioExecutor::new());
+        http2
+            .timer(TokioTimer::new())
+            .keep_alive_interval(HTTP2_PING_AFTER)
+            .keep_alive_timeout(HTTP2_PING_TIMEOUT)
+            .max_concurrent_streams(settings.streams_max)
+            .max_header_list_size(settings.header_size_max.0 as u32)
+            .max_pending_accept_reset_streams(HTTP2_RESETS_MAX)
+            .max_local_error_reset_streams(HTTP2_RESETS_MAX)
+            .max_send_buf_size(HTTP2_SEND_BUFFER);
+        let patience = Patience {
+            header: settings.header_timeout.0,
+            idle: settings.idle_timeout.0,
+            stall: settings.stall_timeout.0,
+        };
+        Self { http1, http2, patience }
+    }
+}
+
+/// Serves one connection until it ends, or until its running requests end after `stop`.
+pub(super) async fn serve<H, F>(
+    mut socket: TcpStream,
+    peer: Peer,
+    protocols: &Protocols,
+    handler: H,
+    stop: CancellationToken,
+) where
+    H: Fn(Request<Incoming>, Peer) -> F + Send + Sync + 'static,
+    F: Future<Output = Response<Body>> + Send + 'static,
+{
+    let pulse = Pulse::new();
+    let sniffing = tokio::time::timeout(protocols.patience.header, sniff(&mut socket));
+    let (sniffed, bytes) = match stop.run_until_cancelled(sniffing).await {
+        Some(Ok(Ok(told))) => told,
+        // Stopped, too slow, or gone before a word.
+        _ => return,
+    };
+    let outcome = match sniffed {
+        Sniffed::Http1 => {
+            let wire = Wire::new(socket, bytes, false, Arc::clone(&pulse), protocols.patience);
+            let service = service_fn(move |request| answer(&handler, request, peer, &pulse, false));
+            let connection = protocols.http1.serve_connection(TokioIo::new(wire), service);
+            drive(connection, |running| running.graceful_shutdown(), stop).await
+        }
+        Sniffed::Http2 => {
+            let wire = Wire::new(socket, bytes, true, Arc::clone(&pulse), protocols.patience);
+            let service = service_fn(move |request| answer(&handler, request, peer, &pulse, true));
+            let connection = protocols.http2.serve_connection(TokioIo::new(wire), service);
+            drive(connection, |running| running.graceful_shutdown(), stop).await
+        }
+        Sniffed::Rubbish | Sniffed::Undecided => {
+            let _ = socket.try_read(&mut [0; 16 << 10]);
+            let _ = socket.try_write(NOT_HTTP);
+            let _ = socket.shutdown().await;
+            debug!(client = %peer.address, "{} does not speak HTTP (TLS, perhaps)", peer.address);
+            return;
+        }
+    };
+    if let Err(error) = outcome {
+        debug!(client = %peer.address, error = &error as &dyn std::error::Error, "a connection broke");
+    }
+}
+
+/// Runs `connection`; once `stop` is set, `wind_down` it and let it end.
+async fn drive<C>(
+    connection: C,
+    wind_down: impl Fn(std::pin::Pin<&mut C>),
+    stop: CancellationToken,
+) -> Result<(), hyper::Error>
+where
+    C: Future<Output = Result<(), hyper::Error>>,
+{
+    let mut connection = std::pin::pin!(connection);
+    tokio::select! {
+        biased;
+        outcome = connection.as_mut() => return outcome,
+        () = stop.cancelled() => wind_down(connection.as_mut()),
+    }
+    connection.await
+}
+
+/// Calls the handler, and ties what it answers to the connection's pulse.
+fn answer<H, F>(
+    handler: &H,
+    request: Request<Incoming>,
+    peer: Peer,
+    pulse: &Arc<Pulse>,
+    is_h2: bool,
+) -> impl Future<Output = Result<Response<Body>, Infallible>> + Send + use<H, F>
+where
+    H: Fn(Request<Incoming>, Peer) -> F,
+    F: Future<Output = Response<Body>> + Send,
+{
+    let exchange = pulse.begin();
+    let unread = (!is_h2 && !request.body().is_end_stream()).then(|| Arc::clone(pulse));
+    // No `async` block: it would hold the handler's future twice, and that is moved with every request.
+    handler(request, peer).map(move |mut response| {
+        let closes = response.headers().contains_key(header::CONNECTION);
+        if is_h2 && closes {
+            response.headers_mut().remove(header::CONNECTION);
+        }
+        if let Some(pulse) = unread.filter(|_| closes) {
+            pulse.leave_unread();
+        }
+        response.body_mut().attach(exchange, if is_h2 { PIECE_HTTP2 } else { PIECE_LARGE });
+        Ok(response)
+    })
+}
+
+/// Reads until the protocol is clear.
+async fn sniff(socket: &mut TcpStream) -> io::Result<(Sniffed, Bytes)> {
+    socket.set_nodelay(true)?;
+    let mut bytes = Vec::with_capacity(4096);
+    loop {
+        socket.readable().await?;
+        match socket.try_read_buf(&mut bytes) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+            Err(error) => return Err(error),
+        }
+        match tell(&bytes) {
+            Sniffed::Undecided => {}
+            told => return Ok((told, bytes.into())),
+        }
+    }
+}
+
+/// Every HTTP/1 method begins with a capital letter; an empty line may come first (RFC 9112 2.2).
+fn tell(bytes: &[u8]) -> Sniffed {
+    match bytes {
+        [] => Sniffed::Undecided,
+        [b'P', b'R', b'I', ..] => Sniffed::Http2,
+        _ if PREFACE.starts_with(bytes) => Sniffed::Undecided,
+        [b'A'..=b'Z' | b'\r' | b'\n', ..] => Sniffed::Http1,
+        _ => Sniffed::Rubbish,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_bytes_tell_the_protocol() {
+        let cases: [(&[u8], Sniffed); 10] = [
+            (b"GET / HTTP/1.1\r\n", Sniffed::Http1),
+            (b"G", Sniffed::Http1),
+            (b"\r\nGET", Sniffed::Http1),
+            (b"P", Sniffed::Undecided),
+            (b"PR", Sniffed::Undecided),
+            (b"PROPFIND", Sniffed::Http1),
+            (b"PUT /", Sniffed::Http1),
+            (PREFACE, Sniffed::Http2),
+            (b"\x16\x03\x01\x02\x00\x01", Sniffed::Rubbish),
+            (b"\0\0\0", Sniffed::Rubbish),
+        ];
+        for (bytes, told) in cases {
+            assert_eq!(tell(bytes), told, "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn the_canned_answer_states_its_length() {
+        let text = std::str::from_utf8(NOT_HTTP).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        assert!(head.contains(&format!("Content-Length: {}\r\n", body.len())), "{}", body.len());
+    }
+}

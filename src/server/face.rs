@@ -1,0 +1,200 @@
+//! One request: parsed, answered, logged; whatever happens in between.
+
+use std::any::Any;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header, request};
+use http_body::Body as _;
+use hyper::body::Incoming;
+use serde_json::json;
+use tracing::{Instrument, Level, debug, debug_span, error, info, warn};
+
+use super::body::Body;
+use super::listen::Peer;
+use super::pool::Pool;
+use super::reply::{self, Problem, RequestId, Wanted};
+use super::route::{Asked, Route};
+use super::v2;
+use crate::clock::Clock;
+use crate::names::Routes;
+use crate::oci::{Digest, RepositoryName};
+use crate::pull::{Ask, Miss, Pull};
+use crate::store::Store;
+
+/// What answering takes; one for the process.
+pub(super) struct Face {
+    pub(super) pull: Pull,
+    store: Store,
+    routes: Arc<Routes>,
+    pub(super) clock: Clock,
+    pub(super) pool: Arc<Pool>,
+    ids: AtomicU64,
+}
+
+/// One request in hand.
+pub(super) struct Call<'a> {
+    pub(super) face: &'a Face,
+    pub(super) id: RequestId,
+    pub(super) headers: &'a HeaderMap,
+    pub(super) is_head: bool,
+    pub(super) version: Version,
+    /// `?ns=`, to be carried on in links.
+    pub(super) namespace: Option<&'a str>,
+}
+
+pub(super) type Answer = Result<Response<Body>, Problem>;
+
+const NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
+const READS: &str = "GET, HEAD";
+const NO_PUSHES: &str = "this registry takes no pushes and no deletions: it fills itself from its upstreams";
+/// How long the store may take to say that it is there.
+const READY_TIMEOUT: Duration = Duration::from_secs(2);
+
+impl Face {
+    pub(super) fn new(pull: Pull, store: Store, routes: Arc<Routes>, clock: Clock) -> Self {
+        Self { pull, store, routes, clock, pool: Pool::new(), ids: AtomicU64::new(fastrand::u64(..)) }
+    }
+
+    /// Never fails: a panic, too, is a reply, and ends nothing but its request.
+    pub(super) async fn respond(self: Arc<Self>, request: Request<Incoming>, peer: Peer) -> Response<Body> {
+        let id = RequestId(self.ids.fetch_add(1, Ordering::Relaxed));
+        let begun = tracing::enabled!(Level::DEBUG).then(Instant::now);
+        let (head, body) = request.into_parts();
+        let span = debug_span!("request", %id, client = %peer.address, method = %head.method, path = head.uri.path());
+        let outcome = contained(id, self.answer(&head, peer, id)).instrument(span).await;
+        let mut response = outcome.unwrap_or_else(|problem| problem.respond(id));
+        finish(&mut response, &head, id, !body.is_end_stream());
+        if let Some(begun) = begun {
+            let (status, ms) = (response.status().as_u16(), begun.elapsed().as_secs_f64() * 1000.0);
+            let (method, path) = (&head.method, head.uri.path());
+            debug!(%id, client = %peer.address, %method, path, status, ms, "{method} {path:?}: {status}");
+        }
+        response
+    }
+
+    async fn answer(&self, head: &request::Parts, peer: Peer, id: RequestId) -> Answer {
+        let Asked { route, namespace } = Asked::parse(head.uri.path(), head.uri.query())?;
+        if route == Route::Uploads {
+            return Err(Problem::method("", NO_PUSHES));
+        }
+        if !matches!(head.method, Method::GET | Method::HEAD) {
+            return Err(Problem::method(READS, NO_PUSHES));
+        }
+        let namespace = namespace.as_deref();
+        let (is_head, headers, version) = (head.method == Method::HEAD, &head.headers, head.version);
+        let call = Call { face: self, id, headers, is_head, version, namespace };
+        let ask = |name: &RepositoryName| {
+            let target = self.routes.resolve(name, namespace)?;
+            Ok::<_, Problem>(Ask { target, client: peer.address.ip().to_canonical() })
+        };
+        let outcome = match route {
+            Route::Manifest { name, reference } => v2::manifests::serve(&call, &ask(&name)?, &reference).await,
+            Route::Blob { name, digest } => v2::blobs::serve(&call, &ask(&name)?, &digest).await,
+            // Boxed: their rarely used state would be moved with every request.
+            Route::Tags { name, page } => Box::pin(v2::tags::serve(&call, &ask(&name)?, &page)).await,
+            Route::Referrers { name, digest, artifact_type } => {
+                Box::pin(v2::referrers::serve(&call, &ask(&name)?, &digest, artifact_type.as_deref())).await
+            }
+            Route::Base => return Ok(reply::json_reply(StatusCode::OK, &json!({}))),
+            Route::Live => return Ok(reply::json_reply(StatusCode::OK, &json!({ "status": "alive" }))),
+            Route::Ready => return Box::pin(self.ready(id)).await,
+            Route::Catalog => {
+                return Err(Problem::new(StatusCode::NOT_FOUND, "UNSUPPORTED", "this registry lists no catalog"));
+            }
+            Route::Uploads => return Err(Problem::method("", NO_PUSHES)),
+        };
+        match namespace.and_then(|host| HeaderValue::from_str(host).ok()) {
+            None => outcome,
+            Some(host) => echo(outcome, host),
+        }
+    }
+
+    /// Asks the store alone: that an upstream is away makes nobody unready (invariant 15).
+    async fn ready(&self, id: RequestId) -> Answer {
+        let empty = Digest::sha256(b"");
+        match tokio::time::timeout(READY_TIMEOUT, self.store.has_blob(&empty)).await {
+            Ok(Ok(_)) => Ok(reply::json_reply(StatusCode::OK, &json!({ "status": "ready" }))),
+            Ok(Err(error)) => {
+                error!(%id, error = &error as &dyn std::error::Error, "not ready: {error}");
+                Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", "the store does not answer"))
+            }
+            Err(_) => Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", "the store is slow")),
+        }
+    }
+}
+
+impl Call<'_> {
+    /// The reply for a miss, which is logged here and nowhere else.
+    pub(super) fn missed(&self, miss: &Miss, wanted: Wanted) -> Problem {
+        let id = self.id;
+        match miss {
+            Miss::UnknownName { .. } | Miss::NotFound { .. } => debug!(%id, "{miss}"),
+            Miss::Closed { .. } | Miss::InPart { .. } | Miss::AnonymousDenied { .. } => info!(%id, "{miss}"),
+            Miss::CredentialsDenied { .. }
+            | Miss::RateLimited { .. }
+            | Miss::Unreachable { .. }
+            | Miss::TimedOut { .. }
+            | Miss::GaveUp { .. } => warn!(%id, "{miss}"),
+            Miss::WrongBytes { .. } => error!(%id, "{miss}"),
+            Miss::Store { source, .. } => error!(%id, error = source.as_ref() as &dyn std::error::Error, "{miss}"),
+        }
+        Problem::of_miss(miss, wanted, self.face.clock.now())
+    }
+}
+
+/// What every reply carries.
+fn finish(response: &mut Response<Body>, head: &request::Parts, id: RequestId, unread: bool) {
+    let headers = response.headers_mut();
+    headers.insert(reply::API_VERSION, reply::REGISTRY_2);
+    if let Ok(id) = HeaderValue::try_from(id.to_string()) {
+        headers.insert(reply::REQUEST_ID, id);
+    }
+    if unread {
+        // Reading a refused body to its end could take for ever; not reading it spoils the connection.
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    if head.method == Method::HEAD {
+        *response.body_mut() = Body::empty();
+    }
+}
+
+fn echo(outcome: Answer, host: HeaderValue) -> Answer {
+    match outcome {
+        Ok(mut response) => {
+            response.headers_mut().insert(NAMESPACE, host);
+            Ok(response)
+        }
+        Err(problem) => Err(problem.with(NAMESPACE, host)),
+    }
+}
+
+/// A panic becomes a reply like any other. No `async fn`: that would hold `answering` twice, as argument and as awaited.
+fn contained(id: RequestId, answering: impl Future<Output = Answer>) -> impl Future<Output = Answer> {
+    let outcome = AssertUnwindSafe(answering).catch_unwind();
+    outcome.map(move |outcome| outcome.unwrap_or_else(|panic| Err(after_panic(&*panic, id))))
+}
+
+fn after_panic(panic: &(dyn Any + Send), id: RequestId) -> Problem {
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message");
+    error!(%id, "a request panicked: {text}");
+    Problem::internal("this request")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_is_a_500_with_the_requests_id() {
+        // Invariant 16
+        let outcome = contained(RequestId(7), async { panic!("a defect of ours at /srv/secret") }).await;
+        let problem = outcome.err().unwrap();
+        assert_eq!((problem.status.as_u16(), problem.code), (500, "UNKNOWN"));
+        assert!(!problem.message.contains("/srv"), "{}", problem.message);
+    }
+}

@@ -1,0 +1,62 @@
+//! HTTP: the registry for clients, and the admin API for the operator.
+//!
+//! ```text
+//! listen ── connection ── wire        sockets, limits, time-outs; which protocol
+//!              │  pulse ──┘
+//!              ▼
+//!            face ── route (pure)     one request: parsed once, answered once
+//!              ├── v2/…  ── range (pure), body ── file ── pool
+//!              └── reply              what was found, or why nothing was -> status, headers, body
+//! admin/                              the same process by a unix socket, and its client
+//! ```
+//! Invariants kept here: 3 (a body that cannot be finished breaks its connection), 11, 16, 17 and 18.
+
+pub mod admin;
+mod body;
+mod connection;
+mod face;
+mod file;
+mod listen;
+mod pool;
+mod pulse;
+mod range;
+mod reply;
+mod route;
+mod settings;
+mod v2;
+mod wire;
+
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
+pub use body::{Body, BodyError};
+pub use listen::{BindError, Listeners, Peer};
+pub use pool::Pool;
+pub use settings::{InvalidServerSetting, ServerSettings};
+
+use crate::clock::Clock;
+use crate::names::Routes;
+use crate::pull::Pull;
+use crate::store::Store;
+use face::Face;
+
+/// The registry's face to its clients.
+pub struct Server {
+    face: Arc<Face>,
+    settings: ServerSettings,
+}
+
+impl Server {
+    pub fn new(settings: ServerSettings, pull: Pull, store: Store, routes: Arc<Routes>, clock: Clock) -> Self {
+        Self { face: Arc::new(Face::new(pull, store, routes, clock)), settings }
+    }
+
+    /// Answers clients until `stop`, then lets running responses end within `shutdown_timeout`. Returns how many
+    /// connections had to be cut.
+    pub async fn run(&self, listeners: Listeners, stop: CancellationToken) -> usize {
+        let face = Arc::clone(&self.face);
+        let handler = move |request, peer| Arc::clone(&face).respond(request, peer);
+        listeners.serve(&self.settings, handler, stop).await
+    }
+}

@@ -1,0 +1,127 @@
+//! `[server]` of the settings: where it listens, where its data is, and what one client may cost.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::size::{Size, Span};
+
+/// `[server]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ServerSettings {
+    /// Addresses for clients: `address:port`. `[::]:5000` serves IPv4 as well; port 0 takes any free one.
+    pub listen: Vec<SocketAddr>,
+    /// The data folder: blobs, catalog, gate state, audit file, admin socket.
+    pub data: PathBuf,
+    /// Connections at one time; more wait in the kernel's queue until one ends.
+    pub connections_max: usize,
+    /// Connections at one time from one address; more are turned away with 429. Behind one address may stand many
+    /// clients (NAT, a load balancer).
+    pub connections_per_address_max: usize,
+    /// Longest wait for a whole request head, from its first byte (or from the connection's start) on.
+    pub header_timeout: Span,
+    /// Largest request head: request line and headers together.
+    pub header_size_max: Size,
+    /// How long a connection may stay without a request.
+    pub idle_timeout: Span,
+    /// Longest time in which a client takes not one byte of a response. The whole response may take as long as it likes.
+    pub stall_timeout: Span,
+    /// Requests at one time on one HTTP/2 connection.
+    pub streams_max: u32,
+    /// How long running responses may take to end when the server stops; then they are cut.
+    pub shutdown_timeout: Span,
+}
+
+/// A value of `[server]` that cannot work.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("[server] {key} is {value}; {advice}")]
+pub struct InvalidServerSetting {
+    pub key: &'static str,
+    pub value: String,
+    pub advice: &'static str,
+}
+
+impl Default for ServerSettings {
+    fn default() -> Self {
+        let seconds = |count| Span(Duration::from_secs(count));
+        Self {
+            listen: vec![SocketAddr::from(([127, 0, 0, 1], 5000))],
+            data: PathBuf::from("data"),
+            connections_max: 4096,
+            connections_per_address_max: 1024,
+            header_timeout: seconds(10),
+            header_size_max: Size(64 << 10),
+            idle_timeout: seconds(60),
+            stall_timeout: seconds(60),
+            streams_max: 128,
+            shutdown_timeout: seconds(30),
+        }
+    }
+}
+
+impl ServerSettings {
+    /// Refuses values that would stop the server from working at all.
+    pub fn check(&self) -> Result<(), InvalidServerSetting> {
+        let wrong = |key, value: String, advice| Err(InvalidServerSetting { key, value, advice });
+        if self.listen.is_empty() {
+            return wrong("listen", "empty".to_owned(), "name an address, such as \"127.0.0.1:5000\"");
+        }
+        if self.connections_max == 0 {
+            return wrong("connections_max", "0".to_owned(), "write 1 or more");
+        }
+        if self.connections_per_address_max == 0 {
+            return wrong("connections_per_address_max", "0".to_owned(), "write 1 or more");
+        }
+        if self.streams_max == 0 {
+            return wrong("streams_max", "0".to_owned(), "write 1 or more");
+        }
+        if !(HEADER_SIZE_LEAST..=HEADER_SIZE_MOST).contains(&self.header_size_max.0) {
+            return wrong("header_size_max", self.header_size_max.to_string(), "write 8KiB to 1MiB");
+        }
+        let spans = [
+            ("header_timeout", self.header_timeout),
+            ("idle_timeout", self.idle_timeout),
+            ("stall_timeout", self.stall_timeout),
+        ];
+        match spans.iter().find(|(_, span)| span.0.is_zero()) {
+            Some((key, span)) => wrong(key, span.to_string(), "write a duration above 0, such as \"10s\""),
+            None => Ok(()),
+        }
+    }
+}
+
+/// hyper reads heads in pieces of 8 KiB.
+const HEADER_SIZE_LEAST: u64 = 8 << 10;
+const HEADER_SIZE_MOST: u64 = 1 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_pass_their_own_check() {
+        assert_eq!(ServerSettings::default().check(), Ok(()));
+    }
+
+    #[test]
+    fn values_that_cannot_work_name_their_key() {
+        let zero = ServerSettings { idle_timeout: Span(Duration::ZERO), ..ServerSettings::default() };
+        assert_eq!(zero.check().unwrap_err().key, "idle_timeout");
+        let tiny = ServerSettings { header_size_max: Size(100), ..ServerSettings::default() };
+        assert_eq!(tiny.check().unwrap_err().key, "header_size_max");
+        let deaf = ServerSettings { listen: vec![], ..ServerSettings::default() };
+        assert!(deaf.check().unwrap_err().to_string().contains("name an address"));
+    }
+
+    #[test]
+    fn unknown_keys_are_errors() {
+        // Invariant 20
+        let wrong = toml::from_str::<ServerSettings>("liste = [\"127.0.0.1:1\"]").unwrap_err();
+        assert!(wrong.to_string().contains("unknown field `liste`"), "{wrong}");
+        let right: ServerSettings = toml::from_str("listen = [\"127.0.0.1:0\"]\nheader_timeout = \"3s\"").unwrap();
+        assert_eq!(right.header_timeout, Span(Duration::from_secs(3)));
+    }
+}

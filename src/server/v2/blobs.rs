@@ -1,0 +1,129 @@
+//! `GET` and `HEAD /v2/<name>/blobs/<digest>`, whole or in part, kept or while the fill runs.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use http::{HeaderValue, Response, StatusCode, Version, header};
+use tracing::error;
+
+use super::{Tagged, not_modified};
+use crate::oci::Digest;
+use crate::pull::{Ask, FoundBlob, Miss, Tail};
+use crate::server::body::Body;
+use crate::server::face::{Answer, Call};
+use crate::server::file::{self, WHOLE_MAX};
+use crate::server::range::{self, Part};
+use crate::server::reply::{Problem, Wanted};
+use crate::store::KeptBlob;
+
+const OCTETS: HeaderValue = HeaderValue::from_static("application/octet-stream");
+const BYTES: HeaderValue = HeaderValue::from_static("bytes");
+
+pub(in crate::server) async fn serve(call: &Call<'_>, ask: &Ask, digest: &Digest) -> Answer {
+    let missed = |miss: Miss| call.missed(&miss, Wanted::Blob);
+    // Boxed: what a fill needs would be moved with every request.
+    let found = Box::pin(call.face.pull.blob(ask, digest)).await.map_err(missed)?;
+    let tagged = Tagged::new(digest);
+    if range::has_already(call.headers, tagged.etag()) {
+        return Ok(not_modified(tagged));
+    }
+    match found {
+        FoundBlob::Kept(kept) => {
+            let part = range::part(call.headers, tagged.etag(), kept.size);
+            let (range, size) = (within(&part, kept.size)?, kept.size);
+            let body = kept_body(call, kept, range.clone()).await?;
+            Ok(reply_with(tagged, body, part != Part::Whole, range, size))
+        }
+        // A range of it would have to be read from the start all the same: it is sent whole.
+        FoundBlob::Passing(passing) => match passing.size {
+            Some(size) => Ok(reply_with(tagged, Body::passing(passing), false, 0..size, size)),
+            None if call.is_head || call.version < Version::HTTP_11 => Err(no_length()),
+            None => Ok(unsized_reply(tagged, Body::passing(passing))),
+        },
+        FoundBlob::Filling(tail) => {
+            let Some(size) = size(call, &tail).await.map_err(missed)? else {
+                let body = Body::filling(tail, 0, None, Arc::clone(&call.face.pool));
+                return Ok(unsized_reply(tagged, body));
+            };
+            let part = range::part(call.headers, tagged.etag(), size);
+            let range = within(&part, size)?;
+            let body = Body::filling(tail, range.start, Some(range.end), Arc::clone(&call.face.pool));
+            Ok(reply_with(tagged, body, part != Part::Whole, range, size))
+        }
+    }
+}
+
+fn within(part: &Part, size: u64) -> Result<Range<u64>, Problem> {
+    match part {
+        Part::Whole => Ok(0..size),
+        Part::Range(range) => Ok(range.clone()),
+        Part::Unsatisfiable => Err(Problem::range(size)),
+    }
+}
+
+fn reply_with(tagged: Tagged, body: Body, is_part: bool, range: Range<u64>, size: u64) -> Response<Body> {
+    let mut response = Response::new(body);
+    let headers = response.headers_mut();
+    headers.reserve(10);
+    headers.insert(header::CONTENT_TYPE, OCTETS);
+    headers.insert(header::CONTENT_LENGTH, (range.end - range.start).into());
+    headers.insert(header::ACCEPT_RANGES, BYTES);
+    tagged.insert(headers);
+    if is_part {
+        let stated = HeaderValue::try_from(format!("bytes {}-{}/{size}", range.start, range.end - 1));
+        headers.extend(stated.ok().map(|stated| (header::CONTENT_RANGE, stated)));
+        *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+    }
+    response
+}
+
+/// Small blobs are read at once, so that they leave in one write with their head; larger ones as they are sent.
+async fn kept_body(call: &Call<'_>, kept: KeptBlob, range: Range<u64>) -> Result<Body, Problem> {
+    let size = range.end - range.start;
+    if call.is_head || size == 0 {
+        return Ok(Body::empty());
+    }
+    if size > WHOLE_MAX {
+        return Ok(Body::kept(kept.file, range, &call.face.pool));
+    }
+    file::read_whole(kept.file, range.start, size as usize).await.map(Body::full).map_err(|error| {
+        let (id, digest) = (call.id, kept.digest);
+        error!(%id, %digest, %error, "cannot read the kept blob {digest}: {error}");
+        Problem::internal("reading this blob")
+    })
+}
+
+/// The whole size, waited for where the reply cannot do without: a HEAD and a range name it, and to an HTTP/1.0 client
+/// a body without a length that breaks off looks whole (invariant 3).
+async fn size(call: &Call<'_>, tail: &Tail) -> Result<Option<u64>, Miss> {
+    if let Some(size) = tail.size().await? {
+        return Ok(Some(size));
+    }
+    let needed = call.is_head || call.version < Version::HTTP_11 || call.headers.contains_key(header::RANGE);
+    if !needed {
+        return Ok(None);
+    }
+    let mut at = 0;
+    loop {
+        let readable = tail.readable(at).await?;
+        if readable.finished {
+            return Ok(Some(readable.end));
+        }
+        at = readable.end;
+    }
+}
+
+/// For a blob that can be neither kept nor measured, asked for by who must know its length.
+fn no_length() -> Problem {
+    let message = "this server's disk is full, and upstream does not say how long this blob is; ask with HTTP/1.1 GET";
+    Problem::new(StatusCode::BAD_GATEWAY, "UNAVAILABLE", message)
+}
+
+fn unsized_reply(tagged: Tagged, body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, OCTETS);
+    headers.insert(header::ACCEPT_RANGES, BYTES);
+    tagged.insert(headers);
+    response
+}

@@ -1,0 +1,177 @@
+//! The program itself: its commands, its exit codes, its words.
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+
+use serde_json::Value;
+
+/// `sealock serve`, running; killed when dropped.
+struct Serving {
+    child: Child,
+    address: String,
+    banner: Vec<String>,
+}
+
+fn sealock(folder: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sealock"));
+    command.current_dir(folder).env_clear();
+    command
+}
+
+fn run(folder: &Path, arguments: &[&str]) -> Output {
+    sealock(folder).args(arguments).output().unwrap()
+}
+
+/// Runs a command that must succeed; its standard output.
+fn done(folder: &Path, arguments: &[&str]) -> String {
+    let output = run(folder, arguments);
+    assert!(output.status.success(), "{arguments:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn json(folder: &Path, arguments: &[&str]) -> Value {
+    serde_json::from_str(&done(folder, arguments)).unwrap()
+}
+
+fn serve(folder: &Path, arguments: &[&str]) -> Serving {
+    let mut command = sealock(folder);
+    command.args(["serve", "--listen", "127.0.0.1:0"]).args(arguments).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = command.spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let mut banner: Vec<String> = lines.by_ref().take_while(|line| line != "clients:").collect();
+    let address = banner[0].strip_prefix("listening on http://").unwrap().to_owned();
+    banner.extend(lines.take_while(|line| !line.is_empty()));
+    Serving { child, address, banner }
+}
+
+impl Serving {
+    /// SIGTERM, and the exit status.
+    fn stop(mut self) -> Option<i32> {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        self.child.wait().unwrap().code()
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_newcomer_sees_where_it_listens_what_it_routes_and_how_to_point_clients_at_it() {
+    // Invariant 15
+    let folder = tempfile::tempdir().unwrap();
+    let serving = serve(folder.path(), &["--gate", "open"]);
+    let banner = serving.banner.join("\n");
+    for words in [
+        "the gate is open",
+        "security-products/**",
+        "registry.gitlab.com/security-products/**",
+        "ghcr.io/aquasecurity/trivy-db",
+        "docker.io/**",
+        &format!("SECURE_ANALYZERS_PREFIX: {}/security-products", serving.address),
+        &format!("--db-repository {}/trivy-db", serving.address),
+        &format!("docker pull {}/docker.io/library/alpine:3", serving.address),
+        "hosts.toml",
+        "podman pull",
+        "oras pull",
+    ] {
+        assert!(banner.contains(words), "{words} is not in\n{banner}");
+    }
+    assert!(folder.path().join("data/catalog.sqlite").exists(), "its data is in ./data");
+    assert_eq!(serving.stop(), Some(0));
+    assert!(!folder.path().join("data/sealock.sock").exists());
+}
+
+#[test]
+fn the_gate_is_closed_unless_it_is_opened_and_stays_as_it_was_over_a_restart() {
+    // Invariant 19
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let serving = serve(at, &[]);
+    assert_eq!(json(at, &["gate", "status", "--json"])["open"], false);
+    let opened = json(at, &["gate", "open", "--for", "2h", "--why", "weekly update", "--json"]);
+    assert_eq!((&opened["open"], &opened["why"]), (&Value::Bool(true), &Value::from("weekly update")));
+    assert!(opened["closes_at"].is_string());
+    assert!(done(at, &["gate", "status"]).contains("weekly update"));
+    serving.stop();
+
+    let serving = serve(at, &[]);
+    assert_eq!(json(at, &["gate", "status", "--json"])["open"], true);
+    assert_eq!(json(at, &["gate", "close", "--why", "done", "--json"])["open"], false);
+    serving.stop();
+    let serving = serve(at, &[]);
+    assert_eq!(json(at, &["gate", "status", "--json"])["open"], false);
+    let audit = std::fs::read_to_string(at.join("data/audit/audit.jsonl")).unwrap();
+    assert!(audit.contains("weekly update") && audit.contains("done"), "{audit}");
+    drop(serving);
+}
+
+#[test]
+fn status_ls_and_healthcheck_answer_in_words_and_in_json() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let serving = serve(at, &[]);
+    assert_eq!(done(at, &["healthcheck"]), "ready\n");
+    assert_eq!(json(at, &["healthcheck", "--json"])["status"], "ready");
+    let status = json(at, &["status", "--json"]);
+    assert_eq!(status["addresses"][0], serving.address);
+    assert_eq!(status["gate"]["open"], false);
+    assert!(status["upstreams"].as_array().unwrap().iter().any(|upstream| upstream["host"] == "registry.gitlab.com"));
+    assert!(done(at, &["status"]).contains("the gate is closed"));
+    assert_eq!(json(at, &["status", "--wanted", "--json"]), Value::Array(Vec::new()));
+    assert_eq!(json(at, &["ls", "--json"]), Value::Array(Vec::new()));
+    assert!(done(at, &["ls", "trivy-db"]).contains("nothing is kept"));
+}
+
+#[test]
+fn a_data_folder_has_one_owner_and_a_second_start_says_who() {
+    let folder = tempfile::tempdir().unwrap();
+    let serving = serve(folder.path(), &[]);
+    let second = run(folder.path(), &["serve", "--listen", "127.0.0.1:0"]);
+    let words = String::from_utf8(second.stderr).unwrap();
+    assert_eq!(second.status.code(), Some(1), "{words}");
+    assert!(words.contains(&serving.child.id().to_string()) && words.contains("in use"), "{words}");
+}
+
+#[test]
+fn a_command_without_a_server_says_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = run(folder.path(), &["gate", "status"]);
+    let words = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(words.contains("sealock serve"), "{words}");
+}
+
+#[test]
+fn wrong_settings_and_wrong_usage_exit_with_2() {
+    // Invariant 20
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    std::fs::write(at.join("site.toml"), "[server]\nlisten = [\"127.0.0.1:0\"]\n[gate]\nmod = \"open\"\n").unwrap();
+    for command in [&["-c", "site.toml", "config", "check"][..], &["-c", "site.toml", "serve"]] {
+        let output = run(at, command);
+        let words = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{words}");
+        assert!(words.starts_with("sealock: site.toml:4: gate.mod: unknown field `mod`"), "{words}");
+    }
+    assert_eq!(run(at, &["gate", "open", "--for", "2"]).status.code(), Some(2));
+    assert_eq!(run(at, &["gat"]).status.code(), Some(2));
+    assert!(!at.join("data").exists(), "nothing was started");
+    std::fs::write(at.join("site.toml"), "presets = [\"trivy\"]\n").unwrap();
+    let good = json(at, &["-c", "site.toml", "config", "check", "--json"]);
+    assert_eq!(good["ok"], true);
+    assert!(good["routes"].as_array().unwrap().iter().any(|route| route["name"] == "trivy-db"));
+}
+
+#[test]
+fn every_command_explains_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    for command in [&["--help"][..], &["serve", "--help"], &["gate", "open", "--help"], &["status", "--help"]] {
+        assert!(done(folder.path(), command).len() > 200, "{command:?}");
+    }
+}

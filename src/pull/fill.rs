@@ -17,6 +17,7 @@ use bytes::Bytes;
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use tokio::sync::{Semaphore, mpsc, watch};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
@@ -40,6 +41,7 @@ pub struct Fills {
     places: Arc<Semaphore>,
     store: Store,
     tasks: TaskTracker,
+    stop: CancellationToken,
 }
 
 /// What a fill is to fetch, and from where.
@@ -88,8 +90,9 @@ pub struct Readable {
 }
 
 impl Fills {
-    pub fn new(store: Store, tasks: TaskTracker) -> Self {
-        Self { running: Arc::default(), places: Arc::new(Semaphore::new(FILLS_MAX)), store, tasks }
+    /// Fills that run at `stop` leave their part staged.
+    pub fn new(store: Store, tasks: TaskTracker, stop: CancellationToken) -> Self {
+        Self { running: Arc::default(), places: Arc::new(Semaphore::new(FILLS_MAX)), store, tasks, stop }
     }
 
     /// The repository that a running fill of `digest` was started for.
@@ -197,6 +200,9 @@ impl Slot {
                 let (repository, digest) = (&order.repository, &self.digest);
                 info!(%repository, %digest, size_bytes = blob.size, "kept {digest} of {repository}");
             }
+            Err(FetchError::GaveUp) => {
+                info!(digest = %self.digest, "fill of {} stopped; its part is kept", order.repository)
+            }
             Err(FetchError::Upstream(why)) => warn!(digest = %self.digest, "fill of {} ended: {why}", order.repository),
             Err(why) => error!(digest = %self.digest, "fill of {} failed: {why}", order.repository),
         }
@@ -206,7 +212,7 @@ impl Slot {
     }
 
     async fn fetch(&self, order: &Order) -> Result<KeptBlob, FetchError> {
-        let _place = self.fills.places.acquire().await.map_err(|_| FetchError::GaveUp)?;
+        let _place = self.unless_stopped(self.fills.places.acquire()).await?.map_err(|_| FetchError::GaveUp)?;
         let store = &self.fills.store;
         // Between the caller's look into the store and this fill's start, an earlier fill may have landed.
         if store.grant_blob(&order.repository, &self.digest).await?
@@ -245,7 +251,8 @@ impl Slot {
         let already = order.expected_size == Some(staged.written()) && staged.digest_so_far() == self.digest;
         let mut stream = None;
         if !already {
-            let opened = order.upstream.blob(&order.repository.name, &self.digest, staged.written()).await?;
+            let opening = order.upstream.blob(&order.repository.name, &self.digest, staged.written());
+            let opened = self.unless_stopped(opening).await??;
             if opened.start != staged.written() {
                 staged.restart()?;
             }
@@ -264,10 +271,29 @@ impl Slot {
         let writer = Writer { fill: self.fill.clone(), staged, size, upstream: order.upstream.name().to_owned() };
         let worker = tokio::task::spawn_blocking(move || writer.run(queue));
         if let Some(stream) = &mut stream {
-            feed(stream, &pieces).await;
+            self.feed(stream, &pieces).await;
         }
         drop(pieces);
         worker.await.map_err(|_| FetchError::GaveUp)?
+    }
+
+    /// Hands pieces on until the stream or the worker ends.
+    async fn feed(&self, stream: &mut BlobStream, pieces: &mpsc::Sender<Result<Bytes, FetchError>>) {
+        loop {
+            let piece = match self.unless_stopped(stream.next()).await {
+                Ok(None) => return,
+                Ok(Some(piece)) => piece.map_err(FetchError::from),
+                Err(stopped) => Err(stopped),
+            };
+            let last = piece.is_err();
+            if pieces.send(piece).await.is_err() || last {
+                return;
+            }
+        }
+    }
+
+    async fn unless_stopped<T>(&self, work: impl Future<Output = T>) -> Result<T, FetchError> {
+        self.fills.stop.run_until_cancelled(work).await.ok_or(FetchError::GaveUp)
     }
 
     fn agreed_size(&self, order: &Order, stated: Option<u64>) -> Result<Option<u64>, FetchError> {
@@ -294,16 +320,6 @@ impl Slot {
 
     fn generation(&self) -> u32 {
         self.fill.progress.borrow().generation
-    }
-}
-
-/// Hands pieces on until the stream or the worker ends.
-async fn feed(stream: &mut BlobStream, pieces: &mpsc::Sender<Result<Bytes, FetchError>>) {
-    while let Some(piece) = stream.next().await {
-        let last = piece.is_err();
-        if pieces.send(piece.map_err(FetchError::from)).await.is_err() || last {
-            return;
-        }
     }
 }
 

@@ -9,12 +9,14 @@ use std::sync::Arc;
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 /// Jobs under way, by key.
 pub struct Flights<K, V> {
     running: Arc<DashMap<K, watch::Receiver<Option<V>>>>,
     tasks: TaskTracker,
+    stop: CancellationToken,
 }
 
 impl<K, V> Flights<K, V>
@@ -22,11 +24,12 @@ where
     K: Eq + Hash + Clone + Send + Sync + 'static,
     V: Clone + Send + Sync + 'static,
 {
-    pub fn new(tasks: TaskTracker) -> Self {
-        Self { running: Arc::default(), tasks }
+    /// Jobs that run at `stop` are given up.
+    pub fn new(tasks: TaskTracker, stop: CancellationToken) -> Self {
+        Self { running: Arc::default(), tasks, stop }
     }
 
-    /// The outcome of the job that runs under `key`, which is started if none does. `None` only if the job panicked.
+    /// The outcome of the job that runs under `key`, which is started if none does. `None` if it panicked or was given up.
     pub async fn join<F>(&self, key: K, job: impl FnOnce() -> F) -> Option<V>
     where
         F: Future<Output = V> + Send + 'static,
@@ -37,9 +40,9 @@ where
                 let (landed, outcome) = watch::channel(None);
                 free.insert(outcome.clone());
                 let slot = Slot { running: self.running.clone(), key };
-                let job = job();
+                let (job, stop) = (job(), self.stop.clone());
                 self.tasks.spawn(async move {
-                    let value = job.await;
+                    let Some(value) = stop.run_until_cancelled(job).await else { return };
                     // Free the key before telling the waiters: whoever asks after the outcome starts afresh.
                     drop(slot);
                     landed.send_replace(Some(value));
@@ -74,7 +77,7 @@ mod tests {
     #[tokio::test]
     async fn all_who_ask_meanwhile_share_one_job() {
         // Invariant 4
-        let flights = Flights::<u8, usize>::new(TaskTracker::new());
+        let flights = Flights::<u8, usize>::new(TaskTracker::new(), CancellationToken::new());
         let (runs, release) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
         let ask = || {
             let (runs, release) = (runs.clone(), release.clone());
@@ -98,16 +101,26 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_frees_the_key_and_tells_the_waiters() {
-        let flights = Flights::<u8, ()>::new(TaskTracker::new());
+        let flights = Flights::<u8, ()>::new(TaskTracker::new(), CancellationToken::new());
         assert_eq!(flights.join(1, || async { panic!("on purpose") }).await, None);
         assert_eq!(flights.join(1, || async {}).await, Some(()));
+    }
+
+    #[tokio::test]
+    async fn a_stop_ends_the_job_and_tells_the_waiters() {
+        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+        let flights = Flights::<u8, ()>::new(tasks.clone(), stop.clone());
+        let ((), outcome) = tokio::join!(async { stop.cancel() }, flights.join(1, std::future::pending));
+        assert_eq!(outcome, None);
+        tasks.close();
+        tasks.wait().await;
     }
 
     #[tokio::test]
     async fn a_leaving_client_does_not_stop_the_job() {
         // Invariant 4
         let tasks = TaskTracker::new();
-        let flights = Flights::<u8, ()>::new(tasks.clone());
+        let flights = Flights::<u8, ()>::new(tasks.clone(), CancellationToken::new());
         let (release, done) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         {
             let (release, done) = (release.clone(), done.clone());

@@ -120,8 +120,8 @@ impl Pull {
         stop: CancellationToken,
     ) -> Self {
         let tasks = TaskTracker::new();
-        let fills = Fills::new(store.clone(), tasks.clone());
-        let manifests = Flights::new(tasks.clone());
+        let fills = Fills::new(store.clone(), tasks.clone(), stop.clone());
+        let manifests = Flights::new(tasks.clone(), stop.clone());
         let (prefetch, jobs) = Prefetch::new();
         let memory = Memory::new(clock.clone());
         let lists = Lists::new();

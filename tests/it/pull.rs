@@ -609,3 +609,25 @@ async fn a_disk_that_fills_up_during_a_fill_gets_its_room_back_and_no_client_a_p
     assert_eq!(names_in(&site.data().join("staging")), Vec::<String>::new(), "no room is wasted on parts");
     assert_eq!(Digest::sha256(&site.blob(NAME, &image.layers[0]).await.body), image.layers[0]);
 }
+
+#[tokio::test]
+async fn a_stop_does_not_wait_for_upstream_and_loses_nothing_that_came() {
+    // Invariant 7
+    let far = FarRegistry::start().await;
+    let image = far.put_image(REPOSITORY, "6", &[&large(17)]);
+    let site = site(&far).settings("prefetch = false\n[server]\nshutdown_timeout = \"50ms\"").gate_open().start().await;
+    let stalled = far.stall_blobs_at(2_000_000);
+    let path = format!("/v2/{NAME}/blobs/{}", image.layers[0]);
+    let mut cut = site.begin(Method::GET, &path, &[]).await.unwrap();
+    let mut got = 0;
+    while got < 1_500_000 {
+        got += cut.body_mut().frame().await.unwrap().unwrap().into_data().unwrap().len();
+    }
+    drop(cut);
+    let held = far.hold_manifests();
+    drop(site.begin(Method::GET, &format!("/v2/{NAME}/manifests/6"), &[]));
+    let site = site.stop().await.gate_open().start().await;
+    (stalled.release(), held.release());
+    assert_eq!(Digest::sha256(&site.blob(NAME, &image.layers[0]).await.body), image.layers[0]);
+    assert!(far.ranges_of(&image.layers[0])[1] >= 1_500_000);
+}

@@ -29,8 +29,10 @@ use crate::upstream::{BlobStream, Upstream};
 
 /// Bytes at the end of a fill that nobody gets before the digest is right.
 pub const HELD_BACK: u64 = 64 << 10;
-/// Fills that run at once; more wait for a place.
-pub const FILLS_MAX: usize = 64;
+/// Fills from one upstream that run at once; more wait for a place. A slow upstream holds up only its own.
+pub const FILLS_PER_UPSTREAM_MAX: usize = 32;
+/// Fills that run or wait; who asks for one more is told to come back.
+pub const FILLS_MAX: usize = 1024;
 /// Pieces between upstream's connection and the disk.
 const QUEUE_PIECES: usize = 32;
 
@@ -38,7 +40,8 @@ const QUEUE_PIECES: usize = 32;
 #[derive(Clone)]
 pub struct Fills {
     running: Arc<DashMap<Digest, Arc<Fill>>>,
-    places: Arc<Semaphore>,
+    /// By upstream: one entry each, so bounded by the settings.
+    places: Arc<DashMap<String, Arc<Semaphore>>>,
     store: Store,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -50,8 +53,16 @@ pub struct Order {
     pub digest: Digest,
     pub repository: Repository,
     pub upstream: Arc<Upstream>,
-    /// The size that a kept manifest states.
+    /// The size that a kept manifest states. It also proves that the repository has the blob; without it, upstream is
+    /// asked before bytes that came by another name are granted (invariant 14).
     pub expected_size: Option<u64>,
+}
+
+/// A place at a fill.
+pub struct Joined {
+    pub following: Following,
+    /// Whether it was ordered for another repository, whose right and whose luck are not ours.
+    pub elsewhere: bool,
 }
 
 struct Fill {
@@ -92,12 +103,7 @@ pub struct Readable {
 impl Fills {
     /// Fills that run at `stop` leave their part staged.
     pub fn new(store: Store, tasks: TaskTracker, stop: CancellationToken) -> Self {
-        Self { running: Arc::default(), places: Arc::new(Semaphore::new(FILLS_MAX)), store, tasks, stop }
-    }
-
-    /// The repository that a running fill of `digest` was started for.
-    pub fn running_for(&self, digest: &Digest) -> Option<Repository> {
-        self.running.get(digest).map(|fill| fill.repository.clone())
+        Self { running: Arc::default(), places: Arc::default(), store, tasks, stop }
     }
 
     /// Fills under way.
@@ -106,19 +112,33 @@ impl Fills {
     }
 
     /// Follows the running fill of the digest, or starts it.
-    pub fn join(&self, order: Order) -> Following {
-        let fill = match self.running.entry(order.digest) {
-            Entry::Occupied(running) => running.get().clone(),
+    pub fn join(&self, order: Order) -> Result<Joined, FetchError> {
+        let full = self.running.len() >= FILLS_MAX;
+        let (fill, started) = match self.running.entry(order.digest) {
+            Entry::Occupied(running) => (running.get().clone(), false),
+            Entry::Vacant(_) if full => return Err(FetchError::Busy),
             Entry::Vacant(free) => {
                 let progress = watch::Sender::new(Progress::default());
                 let fill = Arc::new(Fill { repository: order.repository.clone(), progress });
                 free.insert(fill.clone());
-                let slot = Slot { fills: self.clone(), digest: order.digest, fill: fill.clone() };
-                self.tasks.spawn(slot.run(order));
-                fill
+                (fill, true)
             }
         };
-        Following { progress: fill.progress.subscribe(), generation: Arc::new(AtomicU32::new(UNREAD)) }
+        let (progress, generation) = (fill.progress.subscribe(), Arc::new(AtomicU32::new(UNREAD)));
+        let elsewhere = fill.repository != order.repository;
+        if started {
+            let slot = Slot { fills: self.clone(), digest: order.digest, fill };
+            self.tasks.spawn(slot.run(order));
+        }
+        Ok(Joined { following: Following { progress, generation }, elsewhere })
+    }
+
+    fn places_of(&self, upstream: &str) -> Arc<Semaphore> {
+        if let Some(places) = self.places.get(upstream) {
+            return places.clone();
+        }
+        let new = || Arc::new(Semaphore::new(FILLS_PER_UPSTREAM_MAX));
+        self.places.entry(upstream.to_owned()).or_insert_with(new).clone()
     }
 }
 
@@ -199,6 +219,9 @@ impl Slot {
             Ok(blob) => {
                 let (repository, digest) = (&order.repository, &self.digest);
                 info!(%repository, %digest, size_bytes = blob.size, "kept {digest} of {repository}");
+                if let Err(why) = self.fills.store.forget_wanted(&repository.to_string(), &digest.to_string()).await {
+                    error!(%digest, "cannot cross {digest} off the wanted list: {why}");
+                }
             }
             Err(FetchError::GaveUp) => {
                 info!(digest = %self.digest, "fill of {} stopped; its part is kept", order.repository)
@@ -212,13 +235,18 @@ impl Slot {
     }
 
     async fn fetch(&self, order: &Order) -> Result<KeptBlob, FetchError> {
-        let _place = self.unless_stopped(self.fills.places.acquire()).await?.map_err(|_| FetchError::GaveUp)?;
+        let places = self.fills.places_of(order.upstream.name());
+        let _place = self.unless_stopped(places.acquire()).await?.map_err(|_| FetchError::GaveUp)?;
         let store = &self.fills.store;
-        // Between the caller's look into the store and this fill's start, an earlier fill may have landed.
-        if store.grant_blob(&order.repository, &self.digest).await?
-            && let Some(blob) = store.blob(&order.repository, &self.digest).await?
-        {
-            return Ok(blob);
+        if store.has_blob(&self.digest).await? {
+            // It is here by another name, or an earlier fill landed just now.
+            if order.expected_size.is_none() {
+                self.unless_stopped(order.upstream.has_blob(&order.repository.name, &self.digest)).await??;
+            }
+            store.grant_blob(&order.repository, &self.digest).await?;
+            if let Some(blob) = store.blob(&order.repository, &self.digest).await? {
+                return Ok(blob);
+            }
         }
         let (opening, digest) = (store.clone(), self.digest);
         let mut staged = blocking(move || opening.stage(&digest)).await??;

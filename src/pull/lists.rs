@@ -16,6 +16,8 @@ use crate::upstream::Patience;
 
 /// Repositories whose upstream tag list is remembered.
 const LISTS_MAX: usize = 256;
+/// Longest tag list that is remembered; a longer one is asked for each time.
+const LIST_LENGTH_MAX: usize = 10_000;
 
 /// A page of tags.
 pub struct TagPage {
@@ -34,7 +36,7 @@ pub struct Referrers {
     pub stale: Option<String>,
 }
 
-/// Upstreams' tag lists of the last minutes.
+/// Upstreams' tag lists of the last minutes, in byte order.
 pub(super) struct Lists(Cache<Repository, (Timestamp, Arc<Vec<Tag>>)>);
 
 impl Lists {
@@ -54,8 +56,8 @@ impl Pull {
         match self.upstream_tags(ask, some_kept).await {
             Ok(None) => {}
             Ok(Some(upstream)) => {
-                let after = upstream.iter().filter(|tag| last.is_none_or(|last| tag.as_str() > last));
-                tags.extend(after.cloned());
+                let after = upstream.partition_point(|tag| last.is_some_and(|last| tag.as_str() <= last));
+                tags.extend(upstream[after..].iter().take(limit.saturating_add(1)).cloned());
             }
             Err(why) => {
                 let known = self.0.store.has_repository(repository).await.map_err(|why| stored(what(), why))?;
@@ -119,8 +121,12 @@ impl Pull {
             return Ok(Some(tags));
         }
         let upstream = self.upstream(source)?;
-        let tags = Arc::new(upstream.tags_with(&repository.name, patience(some_kept)).await?);
-        self.0.lists.0.insert(repository.clone(), (now, tags.clone()));
+        let mut tags = upstream.tags_with(&repository.name, patience(some_kept)).await?;
+        tags.sort_unstable();
+        let tags = Arc::new(tags);
+        if tags.len() <= LIST_LENGTH_MAX {
+            self.0.lists.0.insert(repository.clone(), (now, tags.clone()));
+        }
         Ok(Some(tags))
     }
 

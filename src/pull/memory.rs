@@ -12,7 +12,7 @@ use quick_cache::sync::Cache;
 use super::miss::FetchError;
 use crate::clock::Clock;
 use crate::names::Repository;
-use crate::oci::Reference;
+use crate::oci::{Digest, Reference};
 use crate::upstream::UpstreamError;
 
 /// References whose refusal is remembered.
@@ -23,25 +23,39 @@ const NO_LASTS: Duration = Duration::from_secs(60);
 const FAILURE_LASTS: Duration = Duration::from_secs(5);
 /// How long an upstream that did not answer in time is asked only in the background.
 const SLOW_LASTS: Duration = Duration::from_secs(30);
+/// Manifests whose surroundings are known to be fetched.
+const SURVEYED_MAX: usize = 10_000;
+/// After this long a manifest's surroundings are looked at again: signatures come after the image.
+const SURVEY_LASTS: Duration = Duration::from_secs(3600);
+
+/// What was asked for. A manifest and a blob of the same digest are two things.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Subject {
+    Manifest(Reference),
+    Blob(Digest),
+}
 
 pub struct Memory {
     clock: Clock,
-    refusals: Cache<(Repository, Reference), (Timestamp, FetchError)>,
+    refusals: Cache<(Repository, Subject), (Timestamp, FetchError)>,
+    /// Manifests whose surroundings (platforms, referrers, signatures) were all fetched.
+    surveyed: Cache<(Repository, Digest), Timestamp>,
     /// By upstream: one entry each, so bounded by the settings.
     slow_until: DashMap<Arc<str>, Timestamp>,
 }
 
 impl Memory {
     pub fn new(clock: Clock) -> Self {
-        Self { clock, refusals: Cache::new(REFUSALS_MAX), slow_until: DashMap::new() }
+        let (refusals, surveyed) = (Cache::new(REFUSALS_MAX), Cache::new(SURVEYED_MAX));
+        Self { clock, refusals, surveyed, slow_until: DashMap::new() }
     }
 
     /// The remembered reason not to ask for this now.
-    pub fn refused(&self, repository: &Repository, reference: &Reference) -> Option<FetchError> {
+    pub fn refused(&self, repository: &Repository, subject: &Subject) -> Option<FetchError> {
         if self.refusals.is_empty() {
             return None;
         }
-        let key = (repository.clone(), reference.clone());
+        let key = (repository.clone(), subject.clone());
         let (until, why) = self.refusals.get(&key)?;
         if self.clock.now() < until {
             return Some(why);
@@ -51,14 +65,25 @@ impl Memory {
     }
 
     /// Remembers a failure for as long as it is worth, and hands it back.
-    pub fn note(&self, repository: &Repository, reference: &Reference, why: FetchError) -> FetchError {
+    pub fn note(&self, repository: &Repository, subject: &Subject, why: FetchError) -> FetchError {
         let lasts = lasts(&why);
         if !lasts.is_zero() {
             let until = self.clock.now().saturating_add(SignedDuration::try_from(lasts).unwrap_or_default());
             let until = until.unwrap_or(Timestamp::MAX);
-            self.refusals.insert((repository.clone(), reference.clone()), (until, why.clone()));
+            self.refusals.insert((repository.clone(), subject.clone()), (until, why.clone()));
         }
         why
+    }
+
+    /// Whether everything around the manifest was fetched, not long ago.
+    pub fn is_surveyed(&self, repository: &Repository, manifest: &Digest) -> bool {
+        let at = self.surveyed.get(&(repository.clone(), *manifest));
+        let age = at.map(|at| Duration::try_from(self.clock.now().duration_since(at)));
+        matches!(age, Some(Ok(age)) if age < SURVEY_LASTS)
+    }
+
+    pub fn was_surveyed(&self, repository: &Repository, manifest: &Digest) {
+        self.surveyed.insert((repository.clone(), *manifest), self.clock.now());
     }
 
     /// Whether the upstream lately let a client wait too long.

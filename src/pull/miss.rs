@@ -45,8 +45,11 @@ pub enum Miss {
     /// Ours: disk or catalog. What exactly is for the log, not for the client.
     #[error("{what} cannot be served: {source}")]
     Store { what: String, source: Arc<StoreError> },
+    /// More is being fetched than there is room for.
+    #[error("{what} is not kept here and too much is being fetched already; try again in a moment")]
+    Busy { what: String },
     /// A panic, or the server stops.
-    #[error("{what} cannot be served: the server gave up on it")]
+    #[error("{what} cannot be served: the server gave up on it; try again")]
     GaveUp { what: String },
 }
 
@@ -57,7 +60,7 @@ impl Miss {
             Self::UnknownName { .. } | Self::NotFound { .. } | Self::GaveUp { .. } => false,
             Self::Closed { .. } | Self::InPart { .. } | Self::AnonymousDenied { .. } => true,
             Self::CredentialsDenied { .. } | Self::RateLimited { .. } | Self::Unreachable { .. } => true,
-            Self::TimedOut { .. } | Self::WrongBytes { .. } | Self::Store { .. } => true,
+            Self::TimedOut { .. } | Self::WrongBytes { .. } | Self::Store { .. } | Self::Busy { .. } => true,
         }
     }
 }
@@ -80,6 +83,8 @@ pub enum FetchError {
     /// The bytes that were being followed turned out wrong and are fetched anew.
     #[error("the fill began anew")]
     BeganAnew,
+    #[error("too much is being fetched already")]
+    Busy,
     #[error("the server gave up on it")]
     GaveUp,
 }
@@ -93,6 +98,11 @@ impl From<StoreError> for FetchError {
 impl FetchError {
     pub(super) fn is_disk_full(&self) -> bool {
         matches!(self, Self::Store(why) if matches!(**why, StoreError::Full(_)))
+    }
+
+    /// Whether it says something of upstream, or of one repository there, rather than of this server.
+    pub(super) fn is_upstreams(&self) -> bool {
+        !matches!(self, Self::Store(_) | Self::Busy | Self::GaveUp)
     }
 
     pub(super) fn from_keep(why: KeepError, upstream: &str) -> Self {
@@ -113,6 +123,7 @@ impl FetchError {
             | Self::WrongSize { upstream, .. }
             | Self::TooLong { upstream } => wrong_bytes(upstream, what),
             Self::Store(source) => Miss::Store { what, source: source.clone() },
+            Self::Busy => Miss::Busy { what },
             Self::BeganAnew | Self::GaveUp => Miss::GaveUp { what },
         }
     }

@@ -27,12 +27,12 @@ use tokio_util::task::TaskTracker;
 use tracing::{error, warn};
 
 use self::fill::Following;
-use self::fill::{Fills, Order};
-pub use self::fill::{HELD_BACK, Readable};
+pub use self::fill::{FILLS_MAX, FILLS_PER_UPSTREAM_MAX, HELD_BACK, Readable};
+use self::fill::{Fills, Joined, Order};
 use self::flights::Flights;
 use self::lists::Lists;
 pub use self::lists::{Referrers, TagPage};
-use self::memory::Memory;
+use self::memory::{Memory, Subject};
 pub use self::miss::{FetchError, Miss};
 use self::passing::Passage;
 pub use self::passing::Passing;
@@ -137,14 +137,14 @@ impl Pull {
             Reference::Tag(tag) => self.manifest_by_tag(ask, tag).await,
             Reference::Digest(digest) => self.manifest_by_digest(ask, digest).await,
         };
-        self.ledger(ask, &reference.to_string(), found.as_ref().err()).await;
+        self.ledger(ask, reference, found.as_ref().err()).await;
         found
     }
 
     /// Kept, or followed while it is filled; waits for upstream's first answer, so that its errors are the client's.
     pub async fn blob(&self, ask: &Ask, digest: &Digest) -> Result<FoundBlob, Miss> {
         let found = self.find_blob(ask, digest).await;
-        self.ledger(ask, &digest.to_string(), found.as_ref().err()).await;
+        self.ledger(ask, &Reference::Digest(*digest), found.as_ref().err()).await;
         found
     }
 
@@ -168,14 +168,14 @@ impl Pull {
         let (repository, reference) = (&ask.target.repository, Reference::Digest(*digest));
         let what = || what_manifest(ask, &reference);
         if let Some(kept) = self.0.store.manifest(repository, digest).await.map_err(|why| stored(what(), why))? {
-            self.complete_later(&ask.target, &kept, false);
+            self.complete_later(&ask.target, &reference, &kept, false);
             return Ok(FoundManifest { kept, checked_at: None, stale: None });
         }
         let source = self.may_ask(ask, &what).await?;
-        if let Some(why) = self.0.memory.refused(repository, &reference) {
+        if let Some(why) = self.0.memory.refused(repository, &Subject::Manifest(reference.clone())) {
             return Err(why.miss(what(), source.policy.offline_miss));
         }
-        let fetched = self.fetch_manifest(&ask.target, &source, reference.clone()).await;
+        let fetched = self.fetch_manifest(&ask.target, &source, reference.clone(), true).await;
         let kept = fetched.map_err(|why| why.miss(what(), source.policy.offline_miss))?;
         Ok(FoundManifest { kept, checked_at: None, stale: None })
     }
@@ -188,7 +188,7 @@ impl Pull {
         }
         let source = self.may_ask(ask, &what).await?;
         let offline_miss = source.policy.offline_miss;
-        if let Some(why) = self.0.memory.refused(repository, &Reference::Digest(*digest)) {
+        if let Some(why) = self.0.memory.refused(repository, &Subject::Blob(*digest)) {
             return Err(why.miss(what(), offline_miss));
         }
         let found = match self.fill(ask, &source, digest, what()).await {
@@ -196,14 +196,24 @@ impl Pull {
             Err(why) if why.is_disk_full() => self.pass_through(ask, &source, digest, what()).await,
             found => found,
         };
-        found.map_err(|why| self.0.memory.note(repository, &Reference::Digest(*digest), why).miss(what(), offline_miss))
+        found.map_err(|why| self.0.memory.note(repository, &Subject::Blob(*digest), why).miss(what(), offline_miss))
     }
 
     async fn fill(&self, ask: &Ask, source: &Source, digest: &Digest, what: String) -> Result<FoundBlob, FetchError> {
-        let following = self.follow(&ask.target.repository, source, digest).await?;
-        let size = following.size().await?;
-        self.cross_off(&ask.target, &Reference::Digest(*digest)).await;
-        if size.is_some_and(|size| size <= WHOLE_FIRST_MAX) {
+        let joined = self.follow(&ask.target.repository, source, digest).await?;
+        match self.begin(joined.following, source, what.clone()).await {
+            // What failed for another repository, or at another upstream, may well be had for this one.
+            Err(why) if joined.elsewhere && why.is_upstreams() => {
+                let again = self.follow(&ask.target.repository, source, digest).await?;
+                self.begin(again.following, source, what).await
+            }
+            begun => begun,
+        }
+    }
+
+    /// Waits for upstream's first answer; for all of it, if it is small.
+    async fn begin(&self, following: Following, source: &Source, what: String) -> Result<FoundBlob, FetchError> {
+        if following.size().await?.is_some_and(|size| size <= WHOLE_FIRST_MAX) {
             return following.kept().await.map(FoundBlob::Kept);
         }
         Ok(FoundBlob::Filling(Tail { following, what, offline_miss: source.policy.offline_miss }))
@@ -224,21 +234,21 @@ impl Pull {
         Ok(FoundBlob::Passing(Passing::start(stream, passage)))
     }
 
-    /// Joins or starts the fill of `digest` for `repository`, which must have a right to it (invariant 14).
-    async fn follow(&self, repository: &Repository, source: &Source, digest: &Digest) -> Result<Following, FetchError> {
-        let (store, upstream) = (&self.0.store, self.upstream(source)?);
-        let expected_size = store.expected_size(repository, digest).await?;
-        let elsewhere = self.0.fills.running_for(digest).is_some_and(|running| running != *repository);
-        if expected_size.is_none() && (elsewhere || store.has_blob(digest).await?) {
-            // Its bytes are here or on their way under another name: upstream says whether this one has them too.
-            upstream.has_blob(&repository.name, digest).await?;
+    /// Joins or starts the fill of `digest` for `repository`, which must have a right to it (invariant 14): a kept
+    /// manifest names it, or the fill is its own, or upstream says so.
+    async fn follow(&self, repository: &Repository, source: &Source, digest: &Digest) -> Result<Joined, FetchError> {
+        let upstream = self.upstream(source)?;
+        let expected_size = self.0.store.expected_size(repository, digest).await?;
+        let order =
+            Order { digest: *digest, repository: repository.clone(), upstream: upstream.clone(), expected_size };
+        let joined = self.0.fills.join(order)?;
+        if joined.elsewhere {
+            if expected_size.is_none() {
+                upstream.has_blob(&repository.name, digest).await?;
+            }
+            self.grant_when_kept(&joined.following, repository.clone(), *digest);
         }
-        let (digest, repository) = (*digest, repository.clone());
-        let following = self.0.fills.join(Order { digest, repository: repository.clone(), upstream, expected_size });
-        if elsewhere {
-            self.grant_when_kept(&following, repository, digest);
-        }
-        Ok(following)
+        Ok(joined)
     }
 
     fn grant_when_kept(&self, following: &Following, repository: Repository, digest: Digest) {
@@ -275,22 +285,22 @@ impl Pull {
         })
     }
 
-    /// Notes what could not be had as wanted.
-    async fn ledger(&self, ask: &Ask, reference: &str, miss: Option<&Miss>) {
-        let name = ask.target.asked.as_str();
+    /// Notes what could not be had as wanted: once, by whichever name it was asked for.
+    async fn ledger(&self, ask: &Ask, reference: &Reference, miss: Option<&Miss>) {
+        let name = ask.target.repository.to_string();
         let noted = match miss {
-            Some(miss) if miss.is_wanted() => self.0.store.note_wanted(name, reference, ask.client).await,
+            Some(miss) if miss.is_wanted() => self.0.store.note_wanted(&name, &reference.to_string(), ask.client).await,
             _ => Ok(()),
         };
         if let Err(why) = noted {
-            error!("cannot note that {name} {reference} is wanted: {why}");
+            error!("cannot note that {name}{} is wanted: {why}", reference.suffix());
         }
     }
 
-    /// It came, or is on its way.
-    async fn cross_off(&self, target: &Target, reference: &Reference) {
-        if let Err(why) = self.0.store.forget_wanted(target.asked.as_str(), &reference.to_string()).await {
-            error!("cannot cross {} off the wanted list: {why}", target.asked);
+    /// It came.
+    async fn cross_off(&self, repository: &Repository, reference: &Reference) {
+        if let Err(why) = self.0.store.forget_wanted(&repository.to_string(), &reference.to_string()).await {
+            error!("cannot cross {repository}{} off the wanted list: {why}", reference.suffix());
         }
     }
 }

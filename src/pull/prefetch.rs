@@ -13,8 +13,9 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
+use super::memory::Subject;
 use super::{FetchError, Pull};
-use crate::names::{Source, Target};
+use crate::names::{Repository, Source, Target};
 use crate::oci::{Content, Descriptor, Digest, Manifest, MediaType, Reference};
 use crate::store::KeptManifest;
 use crate::upstream::{Patience, UpstreamError};
@@ -30,13 +31,21 @@ const MANIFESTS_PER_JOB_MAX: usize = 256;
 pub(super) struct Prefetch {
     jobs: mpsc::Sender<Job>,
     /// Queued or running, so that a manifest that many clients pull is completed once.
-    waiting: Mutex<HashSet<Digest>>,
+    waiting: Mutex<HashSet<(Repository, Digest)>>,
     under_way: watch::Sender<usize>,
 }
 
 pub(super) struct Job {
     target: Target,
+    /// As it was asked for.
+    reference: Reference,
     digest: Digest,
+}
+
+impl Job {
+    fn key(&self) -> (Repository, Digest) {
+        (self.target.repository.clone(), self.digest)
+    }
 }
 
 impl Prefetch {
@@ -55,19 +64,19 @@ impl Prefetch {
     }
 
     fn enter(&self, job: Job) {
-        let digest = job.digest;
-        if !self.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(digest) {
+        let key = job.key();
+        if !self.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone()) {
             return;
         }
         self.under_way.send_modify(|jobs| *jobs += 1);
         if self.jobs.try_send(job).is_err() {
-            debug!(%digest, "too much waits to be prefetched; {digest} is left to the next pull");
-            self.leave(&digest);
+            debug!(digest = %key.1, "too much waits to be prefetched; {} is left to the next pull", key.1);
+            self.leave(&key);
         }
     }
 
-    fn leave(&self, digest: &Digest) {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(digest);
+    fn leave(&self, key: &(Repository, Digest)) {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
         self.under_way.send_modify(|jobs| *jobs -= 1);
     }
 }
@@ -80,8 +89,7 @@ pub(super) fn start(pull: &Pull, queue: mpsc::Receiver<Job>, stop: CancellationT
         pull.0.tasks.clone().spawn(async move {
             let next = async || queue.lock().await.recv().await;
             while let Some(Some(job)) = stop.run_until_cancelled(next()).await {
-                let digest = job.digest;
-                let guard = Leaving { pull: &pull, digest };
+                let guard = Leaving { pull: &pull, key: job.key() };
                 if stop.run_until_cancelled(pull.complete(job)).await.is_none() {
                     return;
                 }
@@ -94,53 +102,63 @@ pub(super) fn start(pull: &Pull, queue: mpsc::Receiver<Job>, stop: CancellationT
 /// Takes a job off the books also when it panics or is stopped.
 struct Leaving<'a> {
     pull: &'a Pull,
-    digest: Digest,
+    key: (Repository, Digest),
 }
 
 impl Drop for Leaving<'_> {
     fn drop(&mut self) {
-        self.pull.0.prefetch.leave(&self.digest);
+        self.pull.0.prefetch.leave(&self.key);
     }
 }
 
 impl Pull {
-    /// Has the rest of what `kept` needs fetched, if there is an upstream and the gate is open. What is complete has
-    /// that rest, unless it is `new`: then its referrers and its other platforms are looked for once.
-    pub(super) fn complete_later(&self, target: &Target, kept: &KeptManifest, new: bool) {
-        let Some(source) = &target.source else { return };
-        let nothing_to_do = kept.complete && !(new && source.policy.prefetch);
-        if nothing_to_do || self.0.gate.refusal(&source.upstream).is_some() {
+    /// Has the rest of what `kept` needs fetched, if there is an upstream and the gate is open. When upstream was
+    /// `asked` just now, also what may have come since: platforms, referrers, signatures; about once an hour.
+    pub(super) fn complete_later(&self, target: &Target, reference: &Reference, kept: &KeptManifest, asked: bool) {
+        let (Some(source), digest) = (&target.source, kept.manifest.digest) else { return };
+        let survey = asked && source.policy.prefetch && !self.0.memory.is_surveyed(&target.repository, &digest);
+        if (kept.complete && !survey) || self.0.gate.refusal(&source.upstream).is_some() {
             return;
         }
-        self.0.prefetch.enter(Job { target: target.clone(), digest: kept.manifest.digest });
+        self.0.prefetch.enter(Job { target: target.clone(), reference: reference.clone(), digest });
     }
 
+    /// Goes through a manifest and all that belongs to it; what fails is left out and tried again by a later pull.
     async fn complete(&self, job: Job) {
         let Some(source) = job.target.source.clone() else { return };
         let (mut queue, mut seen) = (VecDeque::from([Reference::Digest(job.digest)]), HashSet::new());
+        let mut whole = true;
         while let Some(reference) = queue.pop_front() {
             if seen.len() >= MANIFESTS_PER_JOB_MAX || !seen.insert(reference.clone()) {
                 continue;
             }
-            let fetched = match &reference {
-                Reference::Digest(digest) => self.fetch_digest(&job.target, &source, digest).await,
-                Reference::Tag(_) => self.fetch_manifest(&job.target, &source, reference.clone()).await,
+            let known = match self.0.memory.refused(&job.target.repository, &Subject::Manifest(reference.clone())) {
+                Some(why) => Err(why),
+                None => self.fetch_manifest(&job.target, &source, reference, false).await,
             };
-            let needs = match fetched {
+            let needs = match known {
                 Ok(kept) => self.complete_one(&job.target, &source, &kept.manifest, &mut queue).await,
                 Err(why) => Err(why),
             };
             match needs {
-                Ok(()) | Err(FetchError::Upstream(UpstreamError::NotFound { .. })) => {}
+                Ok(()) => {}
+                // Most images have no signature. A layer that upstream has not is another matter.
+                Err(FetchError::Upstream(UpstreamError::NotFound { .. })) if seen.len() > 1 => {}
                 Err(FetchError::Upstream(UpstreamError::Refused(_))) => return,
                 Err(why) => {
+                    whole = false;
                     warn!(repository = %job.target.repository, "could not complete {}: {why}", job.target.repository);
                 }
             }
         }
+        if whole {
+            self.0.memory.was_surveyed(&job.target.repository, &job.digest);
+            self.cross_off(&job.target.repository, &job.reference).await;
+        }
     }
 
-    /// Fetches the blobs of one manifest, and queues the manifests that belong to it.
+    /// Fetches the blobs of one manifest, and queues the manifests that belong to it. One that fails does not keep the
+    /// others from coming; the first failure is told.
     async fn complete_one(
         &self,
         target: &Target,
@@ -148,11 +166,13 @@ impl Pull {
         manifest: &Manifest,
         queue: &mut VecDeque<Reference>,
     ) -> Result<(), FetchError> {
+        let mut outcome = Ok(());
         match &manifest.content {
             Content::Image { config, layers } => {
-                self.fetch_part(target, source, config).await?;
-                for layer in layers.iter().filter(|_| source.policy.prefetch) {
-                    self.fetch_part(target, source, layer).await?;
+                let layers = layers.iter().filter(|_| source.policy.prefetch);
+                for part in [config.as_ref()].into_iter().chain(layers) {
+                    let fetched = self.fetch_part(target, source, part).await;
+                    outcome = outcome.and(fetched);
                 }
             }
             Content::Index { manifests } => {
@@ -163,20 +183,31 @@ impl Pull {
         }
         if source.policy.prefetch {
             let listed = self.upstream_referrers(source, &target.repository, &manifest.digest, Patience::Full).await;
-            let listed = listed.inspect_err(|why| debug!("no referrers of {}: {why}", manifest.digest));
-            queue.extend(listed.into_iter().flatten().map(|referrer| Reference::Digest(referrer.digest)));
+            match listed {
+                Ok(listed) => queue.extend(listed.into_iter().map(|referrer| Reference::Digest(referrer.digest))),
+                Err(FetchError::Upstream(UpstreamError::NotFound { .. })) => {}
+                Err(why) => outcome = outcome.and(Err(why)),
+            }
             if manifest.subject.is_none() {
                 queue.extend(Self::cosign_tags(&manifest.digest));
             }
         }
-        Ok(())
+        outcome
     }
 
     async fn fetch_part(&self, target: &Target, source: &Source, part: &Descriptor) -> Result<(), FetchError> {
         if part.foreign || self.0.store.blob(&target.repository, &part.digest).await?.is_some() {
             return Ok(());
         }
-        self.follow(&target.repository, source, &part.digest).await?.kept().await.map(drop)
+        let subject = Subject::Blob(part.digest);
+        if let Some(why) = self.0.memory.refused(&target.repository, &subject) {
+            return Err(why);
+        }
+        let fetched = match self.follow(&target.repository, source, &part.digest).await {
+            Ok(joined) => joined.following.kept().await.map(drop),
+            Err(why) => Err(why),
+        };
+        fetched.map_err(|why| self.0.memory.note(&target.repository, &subject, why))
     }
 }
 

@@ -3,10 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use tracing::warn;
 
 use super::fresh::{Decision, Known, decide};
+use super::memory::Subject;
 use super::{Ask, FetchError, FoundManifest, Miss, Pull, because, last_confirmed, stored, what_manifest};
 use crate::names::{Source, Target};
 use crate::oci::{Algorithm, Digest, Manifest, MediaType, Reference, Tag};
@@ -39,44 +41,55 @@ impl Pull {
                 self.serve_stale(ask, &reference, &record, refusal.is_some(), &why).await
             }
             (Decision::AskElseServe, Some(record)) => self.ask_else_serve(ask, &reference, record).await,
-            _ => {
-                let source = self.may_ask(ask, &what).await?;
-                let offline_miss = source.policy.offline_miss;
-                if let Some(why) = self.0.memory.refused(&ask.target.repository, &reference) {
-                    return Err(why.miss(what(), offline_miss));
-                }
-                let kept = self.fetch_manifest(&ask.target, &source, reference.clone()).await;
-                let kept = kept.map_err(|why| why.miss(what(), offline_miss))?;
-                Ok(FoundManifest { kept, checked_at: Some(self.0.clock.now()), stale: None })
-            }
+            _ => self.ask(ask, &reference).await,
         }
     }
 
-    /// Fetches (or only confirms) a manifest: one flight per reference, its outcome shared and remembered.
-    pub(super) async fn fetch_manifest(
+    /// Nothing can be served instead: upstream's word, or why there is none.
+    async fn ask(&self, ask: &Ask, reference: &Reference) -> Result<FoundManifest, Miss> {
+        let what = || what_manifest(ask, reference);
+        let source = self.may_ask(ask, &what).await?;
+        let offline_miss = source.policy.offline_miss;
+        if let Some(why) = self.0.memory.refused(&ask.target.repository, &Subject::Manifest(reference.clone())) {
+            return Err(why.miss(what(), offline_miss));
+        }
+        let kept = self.fetch_manifest(&ask.target, &source, reference.clone(), true).await;
+        let kept = kept.map_err(|why| why.miss(what(), offline_miss))?;
+        Ok(FoundManifest { kept, checked_at: Some(self.0.clock.now()), stale: None })
+    }
+
+    /// Fetches (or only confirms) a manifest: one flight per reference, its outcome shared and remembered. With
+    /// `survey`, what it needs and what refers to it follows in the background.
+    pub(super) fn fetch_manifest(
         &self,
         target: &Target,
         source: &Source,
         reference: Reference,
-    ) -> Result<Arc<KeptManifest>, FetchError> {
+        survey: bool,
+    ) -> BoxFuture<'_, Result<Arc<KeptManifest>, FetchError>> {
         let key = (target.repository.clone(), reference.clone());
         let (pull, target, source) = (self.clone(), target.clone(), source.clone());
-        let job = || async move {
+        let job = move || async move {
             let fetched = match &reference {
                 Reference::Tag(tag) => pull.ask_for_tag(&target, &source, tag).await,
-                Reference::Digest(digest) => pull.fetch_digest(&target, &source, digest).await.map(|kept| (kept, true)),
+                Reference::Digest(digest) => pull.fetch_digest(&target, &source, digest).await,
             };
             match fetched {
-                Ok((kept, new)) => {
+                Ok(kept) => {
                     pull.0.memory.answered(&source.upstream);
-                    pull.complete_later(&target, &kept, new);
-                    pull.cross_off(&target, &reference).await;
+                    if survey {
+                        pull.complete_later(&target, &reference, &kept, true);
+                    }
+                    if kept.complete {
+                        pull.cross_off(&target.repository, &reference).await;
+                    }
                     Ok(kept)
                 }
-                Err(why) => Err(pull.0.memory.note(&target.repository, &reference, why)),
+                Err(why) => Err(pull.0.memory.note(&target.repository, &Subject::Manifest(reference), why)),
             }
         };
-        self.0.manifests.join(key, job).await.unwrap_or(Err(FetchError::GaveUp))
+        // Boxed, because a tag's flight waits for its digest's.
+        Box::pin(async { self.0.manifests.join(key, job).await.unwrap_or(Err(FetchError::GaveUp)) })
     }
 
     async fn ask_else_serve(
@@ -88,12 +101,12 @@ impl Pull {
         let Some(source) = &ask.target.source else {
             return self.serve_stale(ask, reference, &record, false, "there is no upstream").await;
         };
-        if let Some(why) = self.0.memory.refused(&ask.target.repository, reference) {
+        if let Some(why) = self.0.memory.refused(&ask.target.repository, &Subject::Manifest(reference.clone())) {
             return self.serve_stale(ask, reference, &record, false, &why.to_string()).await;
         }
         let patience = if self.0.memory.is_slow(&source.upstream) { Duration::ZERO } else { PATIENCE };
         // The flight goes on when the client's patience ends, so the tag follows upstream all the same.
-        let asking = self.fetch_manifest(&ask.target, source, reference.clone());
+        let asking = self.fetch_manifest(&ask.target, source, reference.clone(), true);
         match tokio::time::timeout(patience, asking).await {
             Ok(Ok(kept)) => Ok(FoundManifest { kept, checked_at: Some(self.0.clock.now()), stale: None }),
             Ok(Err(why)) => self.serve_stale(ask, reference, &record, false, &why.to_string()).await,
@@ -139,9 +152,10 @@ impl Pull {
             None => Ok(None),
         };
         let Some(kept) = kept.map_err(|why| stored(what(), why))? else {
-            return Err(self.in_part(ask, what()));
+            // Its file was lost, or all of it is in part: with the gate open upstream can mend that.
+            return if closed { Err(self.in_part(ask, what())) } else { self.ask(ask, reference).await };
         };
-        self.complete_later(&ask.target, &kept, false);
+        self.complete_later(&ask.target, reference, &kept, false);
         let older = || format!("a newer {} is kept only in part; this is the last whole one", what());
         let stale = match (stale, chosen == Some(record.digest)) {
             (stale, true) => stale,
@@ -161,13 +175,7 @@ impl Pull {
     }
 
     /// HEAD where something is kept, so that an unmoved tag costs no download; GET only when the digest moved.
-    /// What the tag names now, and whether that is new here.
-    async fn ask_for_tag(
-        &self,
-        target: &Target,
-        source: &Source,
-        tag: &Tag,
-    ) -> Result<(Arc<KeptManifest>, bool), FetchError> {
+    async fn ask_for_tag(&self, target: &Target, source: &Source, tag: &Tag) -> Result<Arc<KeptManifest>, FetchError> {
         let (store, repository, upstream) = (&self.0.store, &target.repository, self.upstream(source)?);
         let reference = Reference::Tag(tag.clone());
         let record = store.tag(repository, tag).await?;
@@ -176,19 +184,18 @@ impl Pull {
             None => None,
         };
         let kept = match named {
-            Some(digest) => self.fetch_digest(target, source, &digest).await?,
+            Some(digest) => self.fetch_manifest(target, source, Reference::Digest(digest), false).await?,
             None => self.fetch_bytes(target, source, &reference, Algorithm::Sha256).await?,
         };
         // On a full disk it passes unkept; then the tag stays where it was.
         if store.manifest(repository, &kept.manifest.digest).await?.is_some() {
             store.point_tag(repository, tag, &kept.manifest.digest, TagSource::Filled).await?;
         }
-        let new = record.is_none_or(|record| record.digest != kept.manifest.digest);
-        Ok((kept, new))
+        Ok(kept)
     }
 
     /// A manifest by digest: what this repository keeps, else downloaded.
-    pub(super) async fn fetch_digest(
+    async fn fetch_digest(
         &self,
         target: &Target,
         source: &Source,

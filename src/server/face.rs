@@ -138,6 +138,7 @@ impl Call<'_> {
             | Miss::RateLimited { .. }
             | Miss::Unreachable { .. }
             | Miss::TimedOut { .. }
+            | Miss::Busy { .. }
             | Miss::GaveUp { .. } => warn!(%id, "{miss}"),
             Miss::WrongBytes { .. } => error!(%id, "{miss}"),
             Miss::Store { source, .. } => error!(%id, error = source.as_ref() as &dyn std::error::Error, "{miss}"),

@@ -46,6 +46,8 @@ pub const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 /// Longest error message and warning text, in characters; the specification allows a `Warning` 4096 bytes in all.
 const TEXT_MAX: usize = 1000;
+/// After which a client may find room for one more fill.
+const BUSY_LASTS: Duration = Duration::from_secs(5);
 /// Where upstream does not say how long to wait.
 const RETRY_AFTER_DEFAULT: Duration = Duration::from_secs(60);
 
@@ -101,6 +103,9 @@ impl Problem {
             Miss::RateLimited { retry_after, .. } => Self::new(S::TOO_MANY_REQUESTS, "TOOMANYREQUESTS", said())
                 .retry_after(Some(retry_after.unwrap_or(RETRY_AFTER_DEFAULT))),
             Miss::Unreachable { .. } | Miss::WrongBytes { .. } => Self::new(S::BAD_GATEWAY, "UNAVAILABLE", said()),
+            Miss::Busy { .. } => {
+                Self::new(S::TOO_MANY_REQUESTS, "TOOMANYREQUESTS", said()).retry_after(Some(BUSY_LASTS))
+            }
             // A panic, or the server is stopping: another try may go better.
             Miss::GaveUp { .. } => {
                 Self::new(S::SERVICE_UNAVAILABLE, "UNAVAILABLE", said()).retry_after(Some(Duration::from_secs(1)))

@@ -88,13 +88,14 @@ async fn what_was_asked_for_in_vain_is_wanted_until_it_is_had() {
     far.put_image(REPOSITORY, "6", &[b"layer"]);
     let site = site(&far).start().await;
     site.manifest(REPOSITORY, "6").await;
-    site.manifest(REPOSITORY, "6").await;
+    site.manifest(NAME, "6").await;
     site.manifest("no/such/route", "1").await;
     let wanted = site.app.store().wanted().await.unwrap();
     let seen: Vec<_> = wanted.iter().map(|w| (w.name.as_str(), w.reference.as_str(), w.count)).collect();
-    assert_eq!(seen, [(REPOSITORY, "6", 2)]);
+    assert_eq!(seen, [(NAME, "6", 2)], "once, by whichever name");
     site.open_gate().await;
     assert_eq!(site.manifest(REPOSITORY, "6").await.status, StatusCode::OK);
+    site.app.pull().settled().await;
     assert!(site.app.store().wanted().await.unwrap().is_empty());
 }
 
@@ -243,12 +244,13 @@ async fn a_tag_follows_upstream_when_it_is_no_longer_fresh() {
     let followed = site.manifest(REPOSITORY, "6").await;
     assert_eq!(followed.body, new.bytes);
     assert_eq!((followed.header("warning"), followed.header("age")), (None, Some("0")));
-    let unmoved = far.count(Method::GET, "manifests/");
-    site.advance(Duration::from_secs(901));
     site.app.pull().settled().await;
+    let (gets, heads) = (far.count(Method::GET, "manifests/"), far.count(Method::HEAD, "manifests/6"));
+    site.advance(Duration::from_secs(901));
     site.manifest(REPOSITORY, "6").await;
-    assert_eq!(far.count(Method::GET, "manifests/6"), 1, "the first pull; later ones only ask by HEAD");
-    assert!(far.count(Method::GET, "manifests/") >= unmoved);
+    site.app.pull().settled().await;
+    assert_eq!(far.count(Method::HEAD, "manifests/6"), heads + 1);
+    assert_eq!(far.count(Method::GET, "manifests/"), gets, "a tag that did not move is not downloaded again");
 }
 
 #[tokio::test]
@@ -350,7 +352,12 @@ async fn a_failing_upstream_is_covered_by_what_is_kept() {
     far.restart().await;
     far.black_hole(true);
     site.advance(Duration::from_secs(3600));
-    assert_eq!(site.manifest(REPOSITORY, "6").await.body, image.bytes, "served before upstream's time-out");
+    let served = site.manifest(REPOSITORY, "6").await;
+    assert_eq!(served.body, image.bytes);
+    assert!(
+        served.header("warning").unwrap().contains("slow"),
+        "served although upstream has not answered: {served:?}"
+    );
 }
 
 #[tokio::test]
@@ -625,9 +632,143 @@ async fn a_stop_does_not_wait_for_upstream_and_loses_nothing_that_came() {
     }
     drop(cut);
     let held = far.hold_manifests();
-    drop(site.begin(Method::GET, &format!("/v2/{NAME}/manifests/6"), &[]));
+    let waiting = far.requests().len() + 1;
+    let path = format!("/v2/{NAME}/manifests/6");
+    let asking = site.begin(Method::GET, &path, &[]);
+    tokio::select! {
+        _ = asking => panic!("upstream has not answered yet"),
+        () = far.wait_for_requests(waiting) => {}
+    }
     let site = site.stop().await.gate_open().start().await;
-    (stalled.release(), held.release());
+    stalled.release();
+    held.release();
     assert_eq!(Digest::sha256(&site.blob(NAME, &image.layers[0]).await.body), image.layers[0]);
     assert!(far.ranges_of(&image.layers[0])[1] >= 1_500_000);
+}
+
+#[tokio::test]
+async fn a_fill_that_fails_for_one_repository_does_not_fail_for_another() {
+    // Invariants 4, 11
+    let far = FarRegistry::start().await;
+    let image = far.put_image("team/has-it", "1", &[&large(18)]);
+    let site = Sealock::setup()
+        .settings("[pull]\nprefetch = false")
+        .upstream("gitlab", "gitlab.test", &far)
+        .gate_open()
+        .start()
+        .await;
+    let held = far.hold_blobs();
+    let release = async {
+        far.wait_held(2).await;
+        held.release();
+    };
+    let layer = &image.layers[0];
+    let leader = site.blob("gitlab.test/team/has-it-not", layer);
+    let follower = async {
+        far.wait_held(1).await;
+        site.blob("gitlab.test/team/has-it", layer).await
+    };
+    let (leader, follower, ()) = tokio::join!(leader, follower, release);
+    assert_eq!(leader.status, StatusCode::NOT_FOUND);
+    assert_eq!((follower.status, Digest::sha256(&follower.body)), (StatusCode::OK, *layer));
+}
+
+#[tokio::test]
+async fn no_such_manifest_does_not_mean_no_such_blob() {
+    // Invariant 11
+    let far = FarRegistry::start().await;
+    let image = far.put_image(REPOSITORY, "6", &[b"layer"]);
+    let site = site(&far).settings("prefetch = false").gate_open().start().await;
+    assert_eq!(site.manifest(NAME, image.layers[0]).await.status, StatusCode::NOT_FOUND);
+    assert_eq!(site.blob(NAME, &image.layers[0]).await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn an_index_is_whole_only_where_its_platform_is_too() {
+    // Invariant 5
+    let far = FarRegistry::start().await;
+    let put = |repository: &str| {
+        let image = far.put_image("shared/image", "", &[b"one layer"]);
+        far.put_manifest(repository, None, image.bytes.clone(), &image.media_type);
+        for blob in image.layers.iter().chain([&image.config]) {
+            far.copy_blob("shared/image", repository, blob);
+        }
+        far.put_index(repository, "1", &[(&image, "linux/amd64")]);
+        image
+    };
+    let (image, _) = (put("team/x"), put("team/y"));
+    let site = Sealock::setup().upstream("gitlab", "gitlab.test", &far).gate_open().start().await;
+    site.manifest("gitlab.test/team/x", "1").await;
+    site.manifest("gitlab.test/team/x", image.digest).await;
+    site.app.pull().settled().await;
+    site.head("/v2/gitlab.test/team/y/manifests/1").await;
+    site.app.pull().settled().await;
+    site.close_gate().await;
+    assert_eq!(site.manifest("gitlab.test/team/x", "1").await.status, StatusCode::OK);
+    assert_eq!(site.manifest("gitlab.test/team/y", "1").await.status, StatusCode::NOT_FOUND);
+    site.open_gate().await;
+    site.manifest("gitlab.test/team/y", image.digest).await;
+    site.app.pull().settled().await;
+    site.close_gate().await;
+    assert_eq!(site.manifest("gitlab.test/team/y", "1").await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_slow_upstream_does_not_hold_up_another() {
+    // Invariant 17
+    let (slow, quick) = (FarRegistry::start().await, FarRegistry::start().await);
+    let image = quick.put_image("team/app", "1", &[&large(19)]);
+    let layers: Vec<Vec<u8>> =
+        (0..sealock::pull::FILLS_PER_UPSTREAM_MAX as u32 + 8).map(|n| n.to_le_bytes().into()).collect();
+    let digests: Vec<Digest> = layers.iter().map(|layer| slow.put_blob("team/app", layer.clone())).collect();
+    let site = Sealock::setup()
+        .settings("[pull]\nprefetch = false")
+        .upstream("slow", "slow.test", &slow)
+        .upstream("quick", "quick.test", &quick)
+        .gate_open()
+        .start()
+        .await;
+    let held = slow.hold_blobs();
+    let asking = futures_util::future::join_all(digests.iter().map(|digest| site.blob("slow.test/team/app", digest)));
+    let meanwhile = async {
+        slow.wait_held(sealock::pull::FILLS_PER_UPSTREAM_MAX).await;
+        let reply = site.blob("quick.test/team/app", &image.layers[0]).await;
+        held.release();
+        reply
+    };
+    let (slowly, quickly) = tokio::join!(asking, meanwhile);
+    assert_eq!(Digest::sha256(&quickly.body), image.layers[0]);
+    assert!(slowly.iter().all(|reply| reply.status == StatusCode::OK));
+}
+
+#[tokio::test]
+async fn a_signature_that_comes_after_the_image_is_fetched_by_a_later_pull() {
+    // Invariant 10
+    let far = FarRegistry::start().await;
+    let image = far.put_image(REPOSITORY, "6", &[b"layer"]);
+    let site = site(&far).gate_open().start().await;
+    pull(&site, REPOSITORY, "6", &image).await;
+    site.app.pull().settled().await;
+    let tag = format!("sha256-{}.sig", image.digest.hex());
+    let signature = far.put_image(REPOSITORY, &tag, &[b"a signature"]);
+    site.advance(Duration::from_secs(2 * 3600));
+    site.manifest(REPOSITORY, "6").await;
+    site.app.pull().settled().await;
+    site.close_gate().await;
+    pull(&site, REPOSITORY, &tag, &signature).await;
+}
+
+#[tokio::test]
+async fn a_kept_manifest_whose_file_was_lost_is_fetched_again() {
+    // Invariant 7
+    let far = FarRegistry::start().await;
+    let image = far.put_image(REPOSITORY, "6", &[b"layer"]);
+    let site = site(&far).gate_open().start().await;
+    pull(&site, REPOSITORY, "6", &image).await;
+    site.app.pull().settled().await;
+    let lost = site.data().join("blobs/sha256").join(image.digest.hex());
+    let setup = site.stop().await;
+    std::fs::remove_file(lost).unwrap();
+    let site = setup.gate_open().start().await;
+    assert_eq!(site.manifest(REPOSITORY, "6").await.body, image.bytes);
 }

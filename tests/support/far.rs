@@ -252,6 +252,11 @@ impl FarRegistry {
         digest
     }
 
+    pub fn copy_blob(&self, from: &str, to: &str, digest: &Digest) {
+        let bytes = self.content().blobs[&(from.to_owned(), *digest)].clone();
+        self.put_blob(to, bytes);
+    }
+
     pub fn remove_blob(&self, repository: &str, digest: &Digest) {
         self.content().blobs.remove(&(repository.to_owned(), *digest));
     }

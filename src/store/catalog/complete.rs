@@ -24,6 +24,27 @@ macro_rules! is_complete {
     };
 }
 
+/// Whether the complete manifest `$digest` can be had whole in `$repository`: of an index, a complete child must be
+/// readable there, too.
+macro_rules! is_whole_in {
+    ($repository:literal, $digest:literal) => {
+        concat!(
+            "(NOT EXISTS (SELECT 1 FROM part p WHERE p.manifest = ",
+            $digest,
+            " AND p.kind = 'manifest')
+            OR EXISTS (SELECT 1 FROM part p
+                JOIN manifest child ON child.digest = p.digest AND child.complete
+                JOIN manifest_grant cg ON cg.repository = ",
+            $repository,
+            " AND cg.digest = p.digest
+                WHERE p.manifest = ",
+            $digest,
+            " AND p.kind = 'manifest'))"
+        )
+    };
+}
+pub(super) use is_whole_in;
+
 /// What has `$1` as a part that completeness turns on.
 macro_rules! is_made_of {
     () => {
@@ -87,6 +108,17 @@ async fn spread(c: &mut Connection, from: &str, sql: &'static str, touched: &mut
 }
 
 impl Touched {
+    /// The manifest became readable in one more repository: so may what the tags of the indexes around it resolve to.
+    pub async fn readable(&mut self, c: &mut Connection, manifest: &str) -> Result<(), StoreError> {
+        let sql = "SELECT DISTINCT manifest FROM part WHERE digest = $1 AND kind = 'manifest'";
+        let indexes = sqlx::query_scalar(sql).bind(manifest).fetch_all(&mut *c).await.map_err(StoreError::catalog)?;
+        for index in indexes {
+            let index: String = index;
+            self.tags_that_named(c, &index).await?;
+        }
+        self.tags_that_named(c, manifest).await
+    }
+
     /// The manifest's completeness changed: so may what the tags that ever named it resolve to.
     pub async fn completeness(&mut self, c: &mut Connection, manifest: &str) -> Result<(), StoreError> {
         self.manifest(digest(manifest)?);

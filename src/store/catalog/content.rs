@@ -103,7 +103,7 @@ pub async fn keep_manifest(
     sqlx::query(sql).bind(id).bind(&text).execute(&mut *c).await.map_err(StoreError::catalog)?;
     touched.manifest(manifest.digest);
     touched.manifest_grant(id, manifest.digest);
-    touched.tags_that_named(c, &text).await
+    touched.readable(c, &text).await
 }
 
 /// The blob's file is gone or has another length: it is not kept.

@@ -3,6 +3,7 @@
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
+use super::complete::is_whole_in;
 use super::{Pool, content, integer, number, tags, time};
 use crate::names::Origin;
 use crate::store::{StoreError, TagLine, Totals};
@@ -17,9 +18,10 @@ pub async fn list(
     name_prefix: Option<&str>,
 ) -> Result<Vec<TagLine>, StoreError> {
     // `reach` is each tag's manifest and all that it is made of, found once however many ways lead to it.
-    let sql = "WITH RECURSIVE
+    let sql = concat!(
+        "WITH RECURSIVE
         line AS (
-            SELECT r.origin, r.name AS repository, t.name AS tag, t.digest, t.source, t.checked_at, t.moved_at
+            SELECT r.id, r.origin, r.name AS repository, t.name AS tag, t.digest, t.source, t.checked_at, t.moved_at
             FROM tag t JOIN repository r ON r.id = t.repository
             WHERE (CAST($1 AS TEXT) IS NULL OR r.origin = $1) AND (CAST($2 AS TEXT) IS NULL OR SUBSTR(r.name, 1, LENGTH($2)) = $2)
             ORDER BY r.origin, r.name, t.name LIMIT $3),
@@ -31,9 +33,13 @@ pub async fn list(
             SELECT reach.root, CAST(SUM(COALESCE(b.size, m.size, 0)) AS BIGINT) AS size
             FROM reach LEFT JOIN blob b ON b.digest = reach.digest LEFT JOIN manifest m ON m.digest = reach.digest
             GROUP BY reach.root)
-        SELECT line.*, m.media_type, m.complete, weight.size
+        SELECT line.*, m.media_type, weight.size,
+            m.complete AND ",
+        is_whole_in!("line.id", "line.digest"),
+        " AS complete
         FROM line LEFT JOIN manifest m ON m.digest = line.digest LEFT JOIN weight ON weight.root = line.digest
-        ORDER BY line.origin, line.repository, line.tag";
+        ORDER BY line.origin, line.repository, line.tag"
+    );
     let rows = sqlx::query(sql).bind(origin.map(content::origin)).bind(name_prefix);
     let rows = rows.bind(integer(LINES_MAX as u64)).fetch_all(readers).await.map_err(StoreError::catalog)?;
     rows.iter().map(line).collect()
@@ -61,7 +67,8 @@ fn line(row: &SqliteRow) -> Result<TagLine, StoreError> {
 
 /// All but `staged_bytes`, which the catalog does not know.
 pub async fn totals(readers: &Pool) -> Result<Totals, StoreError> {
-    let sql = "SELECT
+    let sql = concat!(
+        "SELECT
         (SELECT COUNT(*) FROM repository r WHERE EXISTS (SELECT 1 FROM manifest_grant g WHERE g.repository = r.id)
             OR EXISTS (SELECT 1 FROM blob_grant g WHERE g.repository = r.id)
             OR EXISTS (SELECT 1 FROM tag t WHERE t.repository = r.id)) AS repositories,
@@ -71,7 +78,10 @@ pub async fn totals(readers: &Pool) -> Result<Totals, StoreError> {
         (SELECT CAST(COALESCE(SUM(size), 0) AS BIGINT) FROM blob)
             + (SELECT CAST(COALESCE(SUM(size), 0) AS BIGINT) FROM manifest) AS size_bytes,
         (SELECT COUNT(*) FROM tag t WHERE NOT EXISTS
-            (SELECT 1 FROM manifest m WHERE m.digest = t.digest AND m.complete)) AS incomplete_tags";
+            (SELECT 1 FROM manifest m WHERE m.digest = t.digest AND m.complete AND ",
+        is_whole_in!("t.repository", "t.digest"),
+        ")) AS incomplete_tags"
+    );
     let row = sqlx::query(sql).fetch_one(readers).await.map_err(StoreError::catalog)?;
     let count = |column| row.try_get::<i64, _>(column).map(number).map_err(StoreError::catalog);
     Ok(Totals {

@@ -3,6 +3,7 @@
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
+use super::complete::is_whole_in;
 use super::writer::Touched;
 use super::{Connection, Pool, content, digest, time};
 use crate::names::Repository;
@@ -13,7 +14,7 @@ use crate::store::{StoreError, TagRecord, TagSource};
 /// Digests that a tag's history remembers, besides the newest complete one, which is never forgotten.
 pub const HISTORY_MAX: i64 = 32;
 
-/// The newest digest in the history of tag `$2` of repository `$1` that is complete and may be read there.
+/// The newest digest in the history of tag `$2` of repository `$1` that is complete and can be had whole there.
 macro_rules! newest_complete {
     ($column:literal) => {
         concat!(
@@ -22,7 +23,9 @@ macro_rules! newest_complete {
             " FROM tag_history h
                 JOIN manifest m ON m.digest = h.digest AND m.complete
                 JOIN manifest_grant g ON g.repository = h.repository AND g.digest = h.digest
-            WHERE h.repository = $1 AND h.tag = $2 ORDER BY h.position DESC LIMIT 1"
+            WHERE h.repository = $1 AND h.tag = $2 AND ",
+            is_whole_in!("h.repository", "h.digest"),
+            " ORDER BY h.position DESC LIMIT 1"
         )
     };
 }

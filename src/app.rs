@@ -83,9 +83,6 @@ impl App {
     ) -> Result<Self, StartError> {
         let data = &settings.server.data;
         let gate = Gate::load_with(&settings.gate, &settings.audit, data, clock.clone())?;
-        if let Some(mode) = mode {
-            gate.set_initial(mode).await?;
-        }
         let mut upstreams = HashMap::new();
         for (name, wanted) in &settings.upstream {
             let upstream = Upstream::new(name, wanted, &gate, &clock)?;
@@ -108,6 +105,10 @@ impl App {
             clock,
         };
         let admin = Admin::bind(data, source).await?;
+        // Last of all, because the order outlasts the run: a start that fails must not leave the gate open.
+        if let Some(mode) = mode {
+            gate.set_initial(mode).await?;
+        }
         let listeners = Mutex::new(Some(listeners));
         Ok(Self(Arc::new(Parts { settings, store, gate, pull, routes, server, admin, addresses, listeners, end })))
     }

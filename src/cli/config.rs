@@ -21,7 +21,7 @@ pub struct Check {
 impl ConfigCommand {
     pub fn run(self, common: &Common) -> Result<(), Failure> {
         let Self::Check(check) = self;
-        let settings = common.settings()?;
+        let settings = common.settings_to_serve()?;
         let routes = settings.routes().map_err(|why| Failure::new(&why, None))?.describe();
         if check.json {
             let routes: Vec<_> = routes

@@ -96,8 +96,20 @@ impl Failure {
 impl Common {
     /// The settings that the command line, the environment and the files make together.
     fn settings(&self) -> Result<Settings, Failure> {
+        self.settings_by(Settings::load)
+    }
+
+    /// As [`Common::settings`]; the files that they name for the upstreams must be of use, too.
+    fn settings_to_serve(&self) -> Result<Settings, Failure> {
+        self.settings_by(Settings::load_to_serve)
+    }
+
+    fn settings_by(
+        &self,
+        load: impl FnOnce(&[PathBuf], std::env::Vars) -> Result<Settings, ConfigError>,
+    ) -> Result<Settings, Failure> {
         let files = if self.config.is_empty() { Settings::default_files() } else { self.config.clone() };
-        let mut settings = Settings::load(&files, std::env::vars()).map_err(|why| Failure::usage(&why))?;
+        let mut settings = load(&files, std::env::vars()).map_err(|why| Failure::usage(&why))?;
         if let Some(data) = &self.data {
             settings.server.data.clone_from(data);
         }

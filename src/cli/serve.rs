@@ -34,7 +34,7 @@ enum GateMode {
 
 impl Serve {
     pub fn run(self, common: &Common) -> Result<(), Failure> {
-        let mut settings = common.settings()?;
+        let mut settings = common.settings_to_serve()?;
         if !self.listen.is_empty() {
             settings.server.listen = self.listen;
         }

@@ -13,8 +13,15 @@ const PREFIX: &str = "SEALOCK_";
 #[derive(Default)]
 pub(super) struct Layers {
     files: Vec<Source>,
-    environment: Vec<(Vec<String>, String)>,
+    environment: Vec<Variable>,
     merged: Table,
+}
+
+/// A setting from the environment.
+struct Variable {
+    name: String,
+    key: Vec<String>,
+    text: String,
 }
 
 /// A parsed file, for looking up lines.
@@ -60,41 +67,51 @@ impl Layers {
         &mut self,
         variables: impl IntoIterator<Item = (String, String)>,
     ) -> Result<(), ConfigError> {
-        for (variable, text) in variables {
-            let Some(name) = variable.strip_prefix(PREFIX) else { continue };
-            let key = self.key_of(&name.to_ascii_lowercase()).ok_or_else(|| ConfigError::Syntax {
+        for (name, text) in variables {
+            let Some(rest) = name.strip_prefix(PREFIX) else { continue };
+            let key = self.key_of(&rest.to_ascii_lowercase()).ok_or_else(|| ConfigError::Syntax {
                 place: "environment".to_owned(),
                 message: format!(
-                    "`{variable}` is not a setting; write it as {PREFIX}SECTION_KEY, such as {PREFIX}SERVER_DATA"
+                    "`{name}` is not a setting; write it as {PREFIX}SECTION_KEY, such as {PREFIX}SERVER_DATA"
                 ),
             })?;
-            let mut table = Table::new();
-            table.insert(key[key.len() - 1].clone(), value(&text));
-            for part in key[..key.len() - 1].iter().rev() {
-                table = Table::from_iter([(part.clone(), Value::Table(table))]);
-            }
-            merge(&mut self.merged, table);
-            self.environment.push((key, variable));
+            put(&mut self.merged, &key, Value::String(text.clone()));
+            self.environment.push(Variable { name, key, text });
         }
         Ok(())
     }
 
     /// The settings as a type; an error names the place of the key.
     pub(super) fn read<T: DeserializeOwned>(&self) -> Result<T, ConfigError> {
-        let deserializer = Value::Table(self.merged.clone()).into_deserializer();
-        serde_path_to_error::deserialize(deserializer).map_err(|wrong| {
-            let key: Vec<String> = wrong
-                .path()
-                .iter()
-                .filter_map(|segment| match segment {
-                    serde_path_to_error::Segment::Map { key } => Some(key.clone()),
-                    serde_path_to_error::Segment::Seq { index } => Some(index.to_string()),
-                    _ => None,
-                })
-                .collect();
-            let key: Vec<&str> = key.iter().map(String::as_str).collect();
-            self.wrong(&key, one_line(wrong.inner().message()))
-        })
+        let mut merged = self.merged.clone();
+        // What each variable may still mean, now that it was no string.
+        let mut readings: Vec<Option<Vec<Value>>> = self.environment.iter().map(|_| None).collect();
+        let mut refused: Option<(Vec<String>, String)> = None;
+        loop {
+            let (key, message) = match deserialize(&merged) {
+                Ok(settings) => return Ok(settings),
+                Err(wrong) => wrong,
+            };
+            // Of several readings that are refused, the first of the right type tells most.
+            let of_another_type = |message: &str| message.starts_with("invalid type");
+            let (told_key, told) = match refused.take() {
+                Some((before, told)) if before == key && (of_another_type(&message) || !of_another_type(&told)) => {
+                    (before, told)
+                }
+                _ => (key.clone(), message),
+            };
+            let number = self.environment.iter().rposition(|variable| variable.key == key);
+            let next = number.and_then(|number| {
+                let text = &self.environment[number].text;
+                readings[number].get_or_insert_with(|| other_readings(text)).pop()
+            });
+            let Some(next) = next else {
+                let key: Vec<&str> = told_key.iter().map(String::as_str).collect();
+                return Err(self.wrong(&key, told));
+            };
+            put(&mut merged, &key, next);
+            refused = Some((told_key, told));
+        }
     }
 
     /// The error for a wrong key, with the place that set it last.
@@ -104,8 +121,10 @@ impl Layers {
 
     /// `file:line` of the longest part of `key` that a layer sets, the highest layer first.
     fn place(&self, key: &[&str]) -> String {
-        if let Some((_, variable)) = self.environment.iter().find(|(set, _)| set == key) {
-            return format!("environment variable {variable}");
+        // A list's entry, `listen.0`, is of the variable that set the list.
+        let sets = |variable: &&Variable| key.len() >= variable.key.len() && key[..variable.key.len()] == variable.key;
+        if let Some(variable) = self.environment.iter().rev().find(sets) {
+            return format!("environment variable {}", variable.name);
         }
         for length in (1..=key.len()).rev() {
             for source in self.files.iter().rev() {
@@ -173,13 +192,33 @@ fn merge(below: &mut Table, above: Table) {
     }
 }
 
-/// A variable's text as the setting's type: `true` and `10` are no strings, everything else is.
-fn value(text: &str) -> Value {
-    match (text.parse::<bool>(), text.parse::<i64>()) {
-        (Ok(truth), _) => Value::Boolean(truth),
-        (_, Ok(number)) => Value::Integer(number),
-        _ => Value::String(text.to_owned()),
+fn put(table: &mut Table, key: &[String], value: Value) {
+    let nested = key.iter().rev().fold(value, |value, part| Value::Table(Table::from_iter([(part.clone(), value)])));
+    if let Value::Table(above) = nested {
+        merge(table, above);
     }
+}
+
+/// What a variable's text may mean where the settings take no string; the last is to be tried first.
+fn other_readings(text: &str) -> Vec<Value> {
+    let entries = text.split(',').map(str::trim).filter(|entry| !entry.is_empty());
+    let list = Value::Array(entries.map(|entry| Value::String(entry.to_owned())).collect());
+    let number = text.trim().parse().ok().map(Value::Integer);
+    let truth = text.trim().parse().ok().map(Value::Boolean);
+    [Some(list), number, truth].into_iter().flatten().collect()
+}
+
+/// The settings, or the key that is wrong and why.
+fn deserialize<T: DeserializeOwned>(merged: &Table) -> Result<T, (Vec<String>, String)> {
+    let deserializer = Value::Table(merged.clone()).into_deserializer();
+    serde_path_to_error::deserialize(deserializer).map_err(|wrong| {
+        let key = wrong.path().iter().filter_map(|segment| match segment {
+            serde_path_to_error::Segment::Map { key } => Some(key.clone()),
+            serde_path_to_error::Segment::Seq { index } => Some(index.to_string()),
+            _ => None,
+        });
+        (key.collect(), one_line(wrong.inner().message()))
+    })
 }
 
 fn spell(key: &[&str]) -> String {

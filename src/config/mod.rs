@@ -115,6 +115,28 @@ impl Settings {
         files: &[PathBuf],
         environment: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, ConfigError> {
+        Self::load_with_layers(files, environment).map(|(settings, _)| settings)
+    }
+
+    /// As [`Settings::load`], for who is going to serve: also reads the credentials and authorities of the upstreams,
+    /// which may be for the server's eyes only.
+    pub fn load_to_serve(
+        files: &[PathBuf],
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigError> {
+        let (settings, layers) = Self::load_with_layers(files, environment)?;
+        for (name, upstream) in &settings.upstream {
+            if let Err((key, message)) = upstream.check_files(name) {
+                return Err(layers.wrong(&["upstream", name, key], message));
+            }
+        }
+        Ok(settings)
+    }
+
+    fn load_with_layers(
+        files: &[PathBuf],
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<(Self, Layers), ConfigError> {
         let mut layers = Layers::default();
         for file in files {
             let text = std::fs::read_to_string(file)
@@ -125,7 +147,7 @@ impl Settings {
         layers.add_environment(environment)?;
         let settings: Self = layers.read()?;
         settings.check(&layers)?;
-        Ok(settings)
+        Ok((settings, layers))
     }
 
     /// The files that count when the command line names none: the system's, if it is there.

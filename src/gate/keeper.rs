@@ -5,7 +5,6 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -46,7 +45,8 @@ pub(super) struct Keeper {
     /// Read by every request; written only by [`Keeper::install`].
     standing: ArcSwap<Standing>,
     leaves: Mutex<HashMap<Arc<str>, Arc<Leave>>>,
-    draining: AtomicBool,
+    /// The number of the drain that is under way; changed only by who holds `orders`.
+    drain: watch::Sender<Option<u64>>,
     changes: watch::Sender<u64>,
     /// Held while a change is carried out, so that changes follow one another.
     orders: tokio::sync::Mutex<Orders>,
@@ -59,8 +59,7 @@ struct Standing {
 
 struct Orders {
     kept: Kept,
-    /// The number of the drain that is under way.
-    drain: Option<u64>,
+    /// How many drains have begun.
     drains: u64,
 }
 
@@ -78,11 +77,16 @@ impl Keeper {
         std::fs::create_dir_all(data).map_err(|source| GateError::State { path: data.to_owned(), source })?;
         let file = StateFile::new(data);
         let now = clock.now();
-        let (kept, found) = found_at_start(&file, settings.mode, now);
-        let decision = kept.decide(&windows, now);
+        let (mut kept, found) = found_at_start(&file, settings.mode, now);
         let mut audit_file = AuditFile::open(&data.join("audit"), audit)?;
-        file.write_now(&kept)?;
-        audit_file.keep(&start_records(&kept, &decision, &found, now))?;
+        let records = start_records(&kept, &kept.decide(&windows, now), &found, now);
+        let written = file.write_now(&kept).and_then(|()| Ok(audit_file.keep(&records)?));
+        if let Err(why) = written {
+            // What is kept can be served all the same; but nothing leaves that cannot be written down (invariant 19).
+            error!("the gate stays closed, because its state cannot be written: {}", super::with_causes(&why));
+            kept.close(&Order::new("sealock", Some("its state cannot be written")), now);
+        }
+        let decision = kept.decide(&windows, now);
         let sockets = Sockets::default();
         Ok(Self {
             clock,
@@ -93,9 +97,9 @@ impl Keeper {
             sockets,
             standing: ArcSwap::from_pointee(Standing { decision, changed: kept.changed.clone() }),
             leaves: Mutex::default(),
-            draining: AtomicBool::new(false),
+            drain: watch::Sender::new(None),
             changes: watch::Sender::new(0),
-            orders: tokio::sync::Mutex::new(Orders { kept, drain: None, drains: 0 }),
+            orders: tokio::sync::Mutex::new(Orders { kept, drains: 0 }),
         })
     }
 
@@ -124,7 +128,7 @@ impl Keeper {
         let now = self.clock.now();
         let mut status = standing.decision.status(standing.changed.as_ref());
         status.open &= status.closes_at.is_none_or(|closes_at| now < closes_at);
-        status.draining = self.draining.load(Ordering::Relaxed);
+        status.draining = self.drain.borrow().is_some();
         status.under_way = leaves.values().map(|leave| leave.count()).sum();
         status.sockets = self.sockets.len();
         status
@@ -181,17 +185,37 @@ impl Keeper {
             return self.close_now(&mut orders, &order, None).await;
         };
         let (number, announced) = self.begin_drain(&order).await;
-        if tokio::time::timeout(drain, self.idle()).await.is_err() {
-            info!("the time to drain is over; what is under way is cut");
-        }
-        let mut orders = self.orders.lock().await;
-        match orders.drain {
-            Some(current) if current == number => {
-                announced.and(self.close_now(&mut orders, &order, Some("draining")).await)
+        let in_time = tokio::time::timeout(drain, async {
+            tokio::select! {
+                () = self.idle() => {}
+                () = self.drain_is(|current| current != Some(number)) => {}
             }
-            _ if self.standing.load().decision.general.open => Err(GateError::Reopened),
-            _ => announced,
+        });
+        let in_time = in_time.await.is_ok();
+        loop {
+            let mut orders = self.orders.lock().await;
+            let current = *self.drain.borrow();
+            match current {
+                Some(current) if current == number => {
+                    if !in_time {
+                        info!("the time to drain is over; what is under way is cut");
+                    }
+                    return announced.and(self.close_now(&mut orders, &order, Some("draining")).await);
+                }
+                // A later order took over. What this one promised is so only when that one has been carried out.
+                Some(_) => {
+                    drop(orders);
+                    self.drain_is(|current| current.is_none()).await;
+                }
+                None if self.standing.load().decision.is_open_at_all() => return Err(GateError::Reopened),
+                None => return announced,
+            }
         }
+    }
+
+    async fn drain_is(&self, wanted: impl Fn(Option<u64>) -> bool) {
+        // The sender lives in `self`, so the wait cannot fail.
+        let _ = self.drain.subscribe().wait_for(|current| wanted(*current)).await;
     }
 
     async fn close_now(&self, orders: &mut Orders, order: &Order, from: Option<&'static str>) -> Result<(), GateError> {
@@ -205,8 +229,7 @@ impl Keeper {
     async fn begin_drain(&self, order: &Order) -> (u64, Result<(), GateError>) {
         let mut orders = self.orders.lock().await;
         orders.drains += 1;
-        orders.drain = Some(orders.drains);
-        self.draining.store(true, Ordering::Relaxed);
+        self.drain.send_replace(Some(orders.drains));
         let (kept, record) = self.closing(&orders, order, "draining");
         let announced = self.carry_out(&mut orders, kept, vec![record], false).await;
         (orders.drains, announced)
@@ -246,7 +269,7 @@ impl Keeper {
         if new.general.open {
             self.end_drain(&mut orders);
         }
-        let cut = orders.drain.is_none();
+        let cut = self.drain.borrow().is_none();
         self.carry_out(&mut orders, kept, records, cut).await
     }
 
@@ -261,9 +284,9 @@ impl Keeper {
         (kept, GateRecord { at: now, who, why, upstream: None, from, to, until: None })
     }
 
-    fn end_drain(&self, orders: &mut Orders) {
-        orders.drain = None;
-        if self.draining.swap(false, Ordering::Relaxed) {
+    /// Takes the lock's content to show that it is held.
+    fn end_drain(&self, _orders: &mut Orders) {
+        if self.drain.send_replace(None).is_some() {
             self.changes.send_modify(|changes| *changes += 1);
         }
     }

@@ -59,6 +59,8 @@ use sockets::{Leave, UnderWay};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Purpose {
+    /// Whether an upstream that failed is back.
+    Ping,
     Token,
     Manifest,
     Blob,
@@ -231,8 +233,8 @@ impl Gate {
         Ok(self.status())
     }
 
-    /// Closes: after `drain` at most (earlier when nothing is under way). On return every upstream socket has been
-    /// reset. An order is carried out also when the returned future is dropped.
+    /// Closes: after `drain` at most (earlier when nothing is under way; when a later order takes over, it says when). On
+    /// return every upstream socket has been reset. An order is carried out also when the returned future is dropped.
     pub async fn close(&self, order: Order, drain: Option<Duration>) -> Result<GateStatus, GateError> {
         let keeper = self.0.clone();
         to_the_end(async move { keeper.close(order, drain).await }).await?;
@@ -304,15 +306,6 @@ impl Permit {
     /// Why it was revoked.
     fn refusal(&self) -> Refusal {
         self.gate.refusal(&self.leave.upstream).unwrap_or(Refusal::Closed { opens_at: None })
-    }
-}
-
-impl Refusal {
-    /// What the reader can do about it.
-    pub fn hint(&self) -> String {
-        match self {
-            Self::Closed { .. } => "open it with `sealock gate open --for 1h`".to_owned(),
-        }
     }
 }
 

@@ -150,6 +150,11 @@ impl Decision {
         self.stand(upstream).open
     }
 
+    /// For all, or for some upstream by itself.
+    pub(super) fn is_open_at_all(&self) -> bool {
+        self.general.open || !self.upstreams.is_empty()
+    }
+
     /// Open only where both are: what may hold while a change is being recorded.
     pub(super) fn and(&self, other: &Self) -> Self {
         let names = self.upstreams.keys().chain(other.upstreams.keys());

@@ -34,21 +34,6 @@ pub enum UpstreamError {
     Misbehaved { upstream: String, why: String },
 }
 
-impl UpstreamError {
-    /// What the reader can do about it.
-    pub fn hint(&self) -> Option<String> {
-        match self {
-            Self::AnonymousDenied { upstream, .. } => Some(format!(
-                "check the name; if the repository is private, give `[upstream.{upstream}]` a username and a `password_file`"
-            )),
-            Self::CredentialsDenied { upstream, .. } => {
-                Some(format!("check the credentials of `[upstream.{upstream}]`"))
-            }
-            _ => None,
-        }
-    }
-}
-
 /// Why an upstream cannot be set up. Every text names the key or the file.
 #[derive(Debug, thiserror::Error)]
 pub enum UpstreamSetupError {
@@ -84,6 +69,20 @@ impl UpstreamSetupError {
             Self::Read { .. } => Some("check that the file exists and that sealock may read it".to_owned()),
             Self::Tls { source, .. } => source.hint(),
             Self::Proxy { source, .. } => Some(source.hint().to_owned()),
+        }
+    }
+
+    /// The key below `upstream.NAME` that it is about, and what is wrong with it and what to do, in one line.
+    pub(super) fn of_setting(&self) -> (&'static str, String) {
+        let (key, what) = match self {
+            Self::Setting { key, message, .. } => (*key, message.clone()),
+            Self::Read { key, path, source, .. } => (*key, format!("cannot read `{}`: {source}", path.display())),
+            Self::Tls { source, .. } => ("ca_file", causes(source)),
+            Self::Proxy { source, .. } => ("endpoints", causes(source)),
+        };
+        match self.hint() {
+            Some(hint) => (key, format!("{what}; {hint}")),
+            None => (key, what),
         }
     }
 }

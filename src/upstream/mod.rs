@@ -20,6 +20,8 @@ mod send;
 mod settings;
 mod token;
 
+use std::os::unix::fs::FileTypeExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -104,6 +106,22 @@ struct Remote {
     blob_size_max: u64,
 }
 
+impl UpstreamSettings {
+    /// The first of the files and variables named here that is of no use: its key, and why. Never tells what it holds.
+    pub fn check_files(&self, name: &str) -> Result<(), (&'static str, String)> {
+        let readable_twice = |path: &Option<PathBuf>| path.as_deref().is_none_or(|path| !can_be_read_but_once(path));
+        if readable_twice(&self.ca_file) {
+            let tls = tls::client_config(self.ca_file.as_deref());
+            let failed = |source| UpstreamSetupError::Tls { upstream: name.to_owned(), source };
+            tls.map_err(|source| failed(source).of_setting())?;
+        }
+        if readable_twice(&self.password_file) && readable_twice(&self.docker_config) {
+            Source::read(name, self).map_err(|error| error.of_setting())?;
+        }
+        Ok(())
+    }
+}
+
 impl Upstream {
     /// Reads credentials and CA files; never touches the network. `name` is the key of `[upstream.NAME]`.
     pub fn new(
@@ -166,17 +184,7 @@ impl Upstream {
 
     /// HEAD of a manifest. Falls back to nothing: where upstream's answer lacks a digest, `digest` is `None`.
     pub async fn resolve(&self, repository: &RepositoryName, reference: &Reference) -> Result<Resolved, UpstreamError> {
-        self.resolve_with(repository, reference, Patience::Full).await
-    }
-
-    /// As [`Self::resolve`], with as much patience as there is.
-    pub async fn resolve_with(
-        &self,
-        repository: &RepositoryName,
-        reference: &Reference,
-        patience: Patience,
-    ) -> Result<Resolved, UpstreamError> {
-        let answer = self.ask_manifest(Method::HEAD, repository, reference, patience).await?;
+        let answer = self.ask_manifest(Method::HEAD, repository, reference).await?;
         let (head, success) = (&answer.head.headers, answer.head.status.is_success());
         let told = head.get("docker-content-digest").filter(|_| success).and_then(|value| value.to_str().ok());
         let digest = match reference {
@@ -193,17 +201,7 @@ impl Upstream {
         repository: &RepositoryName,
         reference: &Reference,
     ) -> Result<FetchedManifest, UpstreamError> {
-        self.manifest_with(repository, reference, Patience::Full).await
-    }
-
-    /// As [`Self::manifest`], with as much patience as there is.
-    pub async fn manifest_with(
-        &self,
-        repository: &RepositoryName,
-        reference: &Reference,
-        patience: Patience,
-    ) -> Result<FetchedManifest, UpstreamError> {
-        let answer = self.ask_manifest(Method::GET, repository, reference, patience).await?;
+        let answer = self.ask_manifest(Method::GET, repository, reference).await?;
         Ok(FetchedManifest { media_type: pages::media_type(&answer.head.headers), bytes: answer.bytes })
     }
 
@@ -280,7 +278,6 @@ impl Upstream {
         method: Method,
         repository: &RepositoryName,
         reference: &Reference,
-        patience: Patience,
     ) -> Result<Answer, UpstreamError> {
         // Registries without HEAD of manifests: GET tells.
         let tolerates: &[u16] = if method == Method::HEAD { &[405, 501] } else { &[] };
@@ -294,7 +291,7 @@ impl Upstream {
             range_from: None,
             tolerates,
         };
-        self.0.ask(&ask, patience).await
+        self.0.ask(&ask, Patience::Full).await
     }
 }
 
@@ -309,6 +306,11 @@ impl Remote {
             self.standing.forget_failures();
         }
     }
+}
+
+/// A pipe, such as the shell's `<(…)`: what a check reads, the start would miss.
+fn can_be_read_but_once(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|found| found.file_type().is_fifo() || found.file_type().is_char_device())
 }
 
 /// `Content-Length` of a good answer; 0 is what a careless registry writes on HEAD.

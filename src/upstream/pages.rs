@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, LINK};
@@ -17,6 +18,8 @@ use crate::oci::{Algorithm, Content, Descriptor, Digest, MANIFEST_SIZE_MAX, Mani
 
 /// Most pages of one list.
 const PAGES_MAX: usize = 1000;
+/// Longest time for all pages of a list together.
+const LIST_TIMEOUT: Duration = Duration::from_secs(120);
 /// Tags asked for at once: Amazon's registry refuses more.
 const TAGS_PER_PAGE: usize = 1000;
 /// Longest path and query of a next page, in bytes.
@@ -41,6 +44,22 @@ impl Remote {
         repository: &RepositoryName,
         patience: Patience,
     ) -> Result<Vec<Tag>, UpstreamError> {
+        self.within_list_timeout(self.all_tags(repository, patience)).await
+    }
+
+    async fn within_list_timeout<T>(
+        &self,
+        listing: impl Future<Output = Result<T, UpstreamError>>,
+    ) -> Result<T, UpstreamError> {
+        let late = |_| UpstreamError::TimedOut { upstream: self.name.to_string() };
+        tokio::time::timeout(LIST_TIMEOUT, listing).await.map_err(late)?
+    }
+
+    async fn all_tags(
+        self: &Arc<Self>,
+        repository: &RepositoryName,
+        patience: Patience,
+    ) -> Result<Vec<Tag>, UpstreamError> {
         let mut tags = BTreeSet::new();
         let first = format!("/v2/{repository}/tags/list?n={TAGS_PER_PAGE}");
         let mut pages = Pages::new(self.clone(), repository, Purpose::Tags, first);
@@ -57,6 +76,15 @@ impl Remote {
 
     /// By the referrers API; where upstream has none, by the tag that stands in for it (specification, "Referrers Tag Schema").
     pub async fn referrers(
+        self: &Arc<Self>,
+        repository: &RepositoryName,
+        digest: &Digest,
+        patience: Patience,
+    ) -> Result<Vec<Descriptor>, UpstreamError> {
+        self.within_list_timeout(self.all_referrers(repository, digest, patience)).await
+    }
+
+    async fn all_referrers(
         self: &Arc<Self>,
         repository: &RepositoryName,
         digest: &Digest,

@@ -26,8 +26,12 @@ use crate::oci::RepositoryName;
 
 /// Most redirects of one request.
 const REDIRECTS_MAX: usize = 5;
+/// Longest time that a manifest, a list's page or a token may take to come, once its head is here.
+pub const WHOLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest time that a question with [`Patience::Short`] may take.
 pub(super) const PATIENCE_SHORT: Duration = Duration::from_millis(1500);
+/// Longest time that a probe may take, redirects included; the breaker takes one that is silent for longer for lost.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest single pause before a retry.
 const RETRY_PAUSE_MAX: Duration = Duration::from_secs(4);
 /// Longest pause that `Retry-After` may demand and that is waited out; a longer one is the caller's affair.
@@ -157,11 +161,13 @@ impl Remote {
         Fault::passing(UpstreamError::TimedOut { upstream: self.name.to_string() })
     }
 
-    /// Sees in the background whether `endpoint` lives again, so that nobody waits for it who has something kept.
+    /// Sees in the background whether `endpoint` lives again, so that nobody waits for it who has something kept. Nobody
+    /// waits for its end either: it ends within [`PROBE_TIMEOUT`], and a gate that closes cuts it.
     fn probe(self: &Arc<Self>, endpoint: Arc<Endpoint>) {
         let remote = self.clone();
         tokio::spawn(async move {
-            match remote.ping(&endpoint).await {
+            let pinged = timeout(PROBE_TIMEOUT, remote.ping(&endpoint)).await;
+            match pinged.unwrap_or_else(|_| Err(remote.timed_out())) {
                 Ok(reply) if !reply.head.status.is_server_error() => endpoint.succeeded(),
                 Ok(reply) => endpoint.note(&remote.failed(reply.head.status), remote.clock.now()),
                 Err(fault) => endpoint.note(&fault, remote.clock.now()),
@@ -171,7 +177,7 @@ impl Remote {
 
     /// `GET /v2/`, without authorization.
     async fn ping(&self, endpoint: &Endpoint) -> Result<Reply, Fault> {
-        self.follow(endpoint, Purpose::Manifest, &Method::GET, "/v2/", &HeaderMap::new(), None).await
+        self.follow(endpoint, Purpose::Ping, &Method::GET, "/v2/", &HeaderMap::new(), None).await
     }
 
     /// One endpoint, with what it takes to be let in.
@@ -340,8 +346,13 @@ pub(super) fn length(headers: &HeaderMap) -> Option<u64> {
     headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-/// Reads a body of at most `limit` bytes.
-pub(super) async fn read_whole(remote: &Remote, mut body: Body, limit: u64) -> Result<Bytes, Fault> {
+/// Reads a body of at most `limit` bytes, for [`WHOLE_TIMEOUT`] at most: one that trickles is never silent.
+pub(super) async fn read_whole(remote: &Remote, body: Body, limit: u64) -> Result<Bytes, Fault> {
+    let late = |_| Fault::passing(UpstreamError::TimedOut { upstream: remote.name.to_string() });
+    timeout(WHOLE_TIMEOUT, read_frames(remote, body, limit)).await.map_err(late)?
+}
+
+async fn read_frames(remote: &Remote, mut body: Body, limit: u64) -> Result<Bytes, Fault> {
     let mut bytes = BytesMut::new();
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| Fault::of_send(&remote.name, error))?;

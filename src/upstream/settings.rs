@@ -126,7 +126,7 @@ impl UpstreamSettings {
         }
     }
 
-    /// Everything that is wrong: the key, and what to write instead. Reads no files; [`super::Upstream::new`] does.
+    /// Everything that is wrong: the key, and what to write instead. Reads no files; [`Self::check_files`] does.
     pub fn check(&self) -> Vec<(&'static str, String)> {
         let mut wrong = Vec::new();
         self.check_host(&mut wrong);

@@ -169,6 +169,52 @@ fn wrong_settings_and_wrong_usage_exit_with_2() {
 }
 
 #[test]
+fn what_the_server_cannot_read_is_a_wrong_setting_for_it_and_no_matter_to_the_other_commands() {
+    // Invariant 12
+    // Invariant 20
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let site = "[upstream.hub]\nusername = \"robot\"\npassword_file = \"secret\"\n";
+    std::fs::write(at.join("site.toml"), site).unwrap();
+    let serve = ["-c", "site.toml", "serve", "--listen", "127.0.0.1:0"];
+    for command in [&["-c", "site.toml", "config", "check"][..], &serve] {
+        let output = run(at, command);
+        let words = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{words}");
+        let expected = "sealock: site.toml:3: upstream.hub.password_file: cannot read `secret`: No such file";
+        assert!(words.starts_with(expected), "{words}");
+        assert!(output.stdout.is_empty() && !at.join("data").exists(), "nothing was started");
+    }
+    // It has settings, and no server: 1, not 2.
+    assert_eq!(run(at, &["-c", "site.toml", "gate", "status"]).status.code(), Some(1));
+    std::fs::write(at.join("secret"), "canary").unwrap();
+    assert!(done(at, &["-c", "site.toml", "config", "check"]).contains("the settings are good"));
+}
+
+#[test]
+fn a_start_that_fails_leaves_the_gate_as_it_was() {
+    // Invariant 1
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let busy = taken.local_addr().unwrap().to_string();
+    let output = run(at, &["serve", "--gate", "open", "--listen", &busy]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    std::fs::create_dir(at.join("data/sealock.sock")).unwrap();
+    let output = run(at, &["serve", "--gate", "open", "--listen", "127.0.0.1:0"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    std::fs::remove_dir(at.join("data/sealock.sock")).unwrap();
+
+    let serving = serve(at, &[]);
+    assert_eq!(json(at, &["gate", "status", "--json"])["open"], false);
+    serving.stop();
+    // The order of a start that did not fail outlasts the run.
+    serve(at, &["--gate", "open"]).stop();
+    let _serving = serve(at, &[]);
+    assert_eq!(json(at, &["gate", "status", "--json"])["open"], true);
+}
+
+#[test]
 fn every_command_explains_itself() {
     let folder = tempfile::tempdir().unwrap();
     for command in [&["--help"][..], &["serve", "--help"], &["gate", "open", "--help"], &["status", "--help"]] {

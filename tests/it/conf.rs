@@ -167,6 +167,99 @@ fn later_files_win_key_by_key_and_the_environment_wins_over_files() {
     assert!(why.contains("environment variable SEALOCK_SERVER_IDLE_TIMEOUT"), "{why}");
 }
 
+/// With variables of the environment, over no file.
+fn load_with(variables: &[(&str, &str)]) -> Result<Settings, String> {
+    let variables = variables.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned()));
+    Settings::load(&[], variables).map_err(|why| why.to_string())
+}
+
+#[test]
+fn a_variable_is_read_as_what_its_setting_takes() {
+    let settings = load_with(&[
+        ("SEALOCK_UPSTREAM_HUB_USERNAME", "123"),
+        ("SEALOCK_UPSTREAM_HUB_PASSWORD_ENV", "true"),
+        ("SEALOCK_SERVER_DATA", "2026"),
+        ("SEALOCK_SERVER_LISTEN", "127.0.0.1:5001"),
+        ("SEALOCK_SERVER_STREAMS_MAX", "7"),
+        ("SEALOCK_PULL_PREFETCH", "false"),
+        ("SEALOCK_PULL_OFFLINE_MISS", "503"),
+        ("SEALOCK_PULL_PLATFORMS", "linux/amd64, linux/arm64"),
+        ("SEALOCK_UPSTREAM_QUAY_TOKEN_REALMS", ""),
+        ("SEALOCK_UPSTREAM_QUAY_ENDPOINTS", "https://a.lan,https://b.lan:5000"),
+    ])
+    .unwrap();
+    assert_eq!(settings.upstream["hub"].username.as_deref(), Some("123"));
+    assert_eq!(settings.upstream["hub"].password_env.as_deref(), Some("true"));
+    assert_eq!(settings.server.data, Path::new("2026"));
+    assert_eq!(settings.server.listen, ["127.0.0.1:5001".parse().unwrap()]);
+    assert_eq!((settings.server.streams_max, settings.pull.prefetch, settings.pull.offline_miss), (7, false, 503));
+    assert_eq!(settings.pull.platforms.len(), 2);
+    assert_eq!(settings.upstream["quay"].token_realms, Vec::<String>::new());
+    assert_eq!(settings.upstream["quay"].endpoints, ["https://a.lan", "https://b.lan:5000"]);
+}
+
+#[test]
+fn a_wrong_variable_is_named_and_told_what_its_setting_takes() {
+    // Invariant 20
+    let cases = [
+        ("SEALOCK_SERVER_LISTEN", "127.0.0.1:1,nonsense", "server.listen.1: invalid socket address"),
+        ("SEALOCK_SERVER_STREAMS_MAX", "many", "server.streams_max: invalid type: string \"many\""),
+        ("SEALOCK_SERVER_STREAMS_MAX", "-1", "server.streams_max: invalid value: integer `-1`"),
+        ("SEALOCK_PULL_PREFETCH", "1", "pull.prefetch: invalid type"),
+        ("SEALOCK_PULL_FRESH_FOR", "15", "pull.fresh_for: `15` is not a duration; write numbers and units"),
+        ("SEALOCK_GATE_MODE", "ajar", "gate.mode: unknown variant `ajar`"),
+        ("SEALOCK_SERVER_LISTE", "127.0.0.1:1", "server.liste: unknown field `liste`"),
+    ];
+    for (name, text, expected) in cases {
+        let why = load_with(&[(name, text)]).map(|_| ()).expect_err(name);
+        let expected = format!("environment variable {name}: {expected}");
+        assert!(why.starts_with(&expected), "{name}={text}\n  says      {why}\n  should be {expected}");
+    }
+}
+
+#[test]
+fn who_serves_is_told_which_file_of_an_upstream_is_of_no_use() {
+    // Invariant 20
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let secret = "canary-4711-secret";
+    fs::write(path("empty"), "\n").unwrap();
+    fs::write(path("odd"), [b"\xff", secret.as_bytes()].concat()).unwrap();
+    fs::write(path("text"), secret).unwrap();
+    let cases = [
+        ("username = \"u\"", "password_file", "none", "cannot read `none`: No such file"),
+        ("username = \"u\"", "password_file", "", "cannot read ``: "),
+        ("username = \"u\"", "password_file", "empty", "the password is empty"),
+        ("username = \"u\"", "password_file", "odd", "`odd` is not UTF-8"),
+        ("username = \"u\"", "password_env", "SEALOCK_TEST_UNSET", "the variable `"),
+        ("", "ca_file", "none", "cannot read the certificates in `none`: No such file"),
+        ("", "ca_file", "text", "`text` holds no certificate; it must hold"),
+        ("", "docker_config", "none", "cannot read `none`: No such file"),
+        ("", "docker_config", "text", "`text` is not a JSON object"),
+    ];
+    for (more, key, name, expected) in cases {
+        let site = path("site.toml");
+        fs::write(&site, format!("[upstream.x]\nhost = \"x.io\"\n{more}\n{key} = {:?}\n", path(name))).unwrap();
+        let files = [site];
+        Settings::load(&files, []).expect("the other commands need no such file");
+        let why = Settings::load_to_serve(&files, []).map(|_| ()).expect_err(expected).to_string();
+        let told = why.replace(&format!("{}/", folder.path().display()), "");
+        let expected = format!("site.toml:4: upstream.x.{key}: {expected}");
+        assert!(told.starts_with(&expected), "says      {told}\n  should be {expected}");
+        assert!(!told.contains('\n') && !told.contains(secret), "{told}");
+    }
+}
+
+#[test]
+fn a_password_that_comes_through_a_pipe_is_left_for_the_start_to_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let (site, pipe) = (folder.path().join("site.toml"), folder.path().join("pipe"));
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0).unwrap();
+    let text = format!("[upstream.x]\nhost = \"x.io\"\nusername = \"u\"\npassword_file = {pipe:?}\n");
+    fs::write(&site, text).unwrap();
+    Settings::load_to_serve(&[site], []).unwrap();
+}
+
 #[test]
 fn the_presets_lead_where_the_readme_says() {
     let routes = Settings::load(&[], []).unwrap().routes().unwrap();

@@ -539,6 +539,45 @@ async fn opening_ends_a_drain_and_closing_cuts_it_short() {
 }
 
 #[tokio::test]
+async fn a_drain_that_another_takes_over_is_over_when_that_one_is() {
+    // Invariant 1
+    let site = Site::open().await;
+    let (listener, _) = listen().await;
+    let (response, mut far) = exchange(&site.client(), &listener, 10, "12345").await;
+    let close = |drain| {
+        let gate = site.gate.clone();
+        tokio::spawn(async move { gate.close(order(), Some(drain)).await.unwrap() })
+    };
+    let (mut first, second) = (close(Duration::ZERO), close(LONG));
+    while site.audit().await.iter().filter(|record| record["to"] == "draining").count() < 2 {}
+    // Time enough for one that does not wait to say that it is done.
+    let early = tokio::time::timeout(Duration::from_millis(100), &mut first).await;
+    assert!(early.is_err() && nothing_to_read(&far), "it is said to be done while a socket lives");
+    drop(response);
+    for drained in [first, second] {
+        assert_eq!(drained.await.unwrap().sockets, 0);
+    }
+    assert_eq!(end_of(&mut far).await, Err(ErrorKind::ConnectionReset));
+}
+
+#[tokio::test]
+async fn opening_one_upstream_ends_a_drain_too() {
+    // Invariant 1
+    let site = Site::open().await;
+    let (listener, _) = listen().await;
+    let (response, far) = exchange(&site.client(), &listener, 10, "12345").await;
+    let mut changes = site.gate.changes();
+    let reopen = async {
+        changes.changed().await.unwrap();
+        site.gate.open(order(), None, Some("hub")).await.unwrap();
+    };
+    let (drained, ()) = tokio::join!(site.gate.close(order(), Some(LONG)), reopen);
+    assert!(matches!(drained, Err(GateError::Reopened)));
+    assert!(nothing_to_read(&far), "it is open for this one");
+    drop(response);
+}
+
+#[tokio::test]
 async fn an_order_is_carried_out_although_who_gave_it_left() {
     // Invariant 1
     let site = Site::open().await;

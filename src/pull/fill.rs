@@ -12,6 +12,7 @@
 use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use dashmap::DashMap;
@@ -25,7 +26,7 @@ use super::miss::FetchError;
 use crate::names::Repository;
 use crate::oci::Digest;
 use crate::store::{KeptBlob, Staged, Store};
-use crate::upstream::{BlobStream, Upstream};
+use crate::upstream::{BlobStream, Upstream, UpstreamError};
 
 /// Bytes at the end of a fill that nobody gets before the digest is right.
 pub const HELD_BACK: u64 = 64 << 10;
@@ -33,6 +34,11 @@ pub const HELD_BACK: u64 = 64 << 10;
 pub const FILLS_PER_UPSTREAM_MAX: usize = 32;
 /// Fills that run or wait; who asks for one more is told to come back.
 pub const FILLS_MAX: usize = 1024;
+/// A fill that brings less than [`PACE_BYTES_MIN`] in this time is given up; its part is kept.
+const PACE_SPAN: Duration = Duration::from_secs(60);
+const PACE_BYTES_MIN: usize = 64 << 10;
+/// Bytes after which followers are told of progress even while more waits to be written.
+const PUBLISH_BYTES: u64 = 256 << 10;
 /// Pieces between upstream's connection and the disk.
 const QUEUE_PIECES: usize = 32;
 
@@ -299,17 +305,21 @@ impl Slot {
         let writer = Writer { fill: self.fill.clone(), staged, size, upstream: order.upstream.name().to_owned() };
         let worker = tokio::task::spawn_blocking(move || writer.run(queue));
         if let Some(stream) = &mut stream {
-            self.feed(stream, &pieces).await;
+            self.feed(order.upstream.name(), stream, &pieces).await;
         }
         drop(pieces);
         worker.await.map_err(|_| FetchError::GaveUp)?
     }
 
     /// Hands pieces on until the stream or the worker ends.
-    async fn feed(&self, stream: &mut BlobStream, pieces: &mpsc::Sender<Result<Bytes, FetchError>>) {
+    async fn feed(&self, upstream: &str, stream: &mut BlobStream, pieces: &mpsc::Sender<Result<Bytes, FetchError>>) {
+        let mut pace = Pace::new(Instant::now());
         loop {
             let piece = match self.unless_stopped(stream.next()).await {
                 Ok(None) => return,
+                Ok(Some(Ok(piece))) if pace.is_too_slow(Instant::now(), piece.len()) => {
+                    Err(UpstreamError::TimedOut { upstream: upstream.to_owned() }.into())
+                }
                 Ok(Some(piece)) => piece.map_err(FetchError::from),
                 Err(stopped) => Err(stopped),
             };
@@ -351,6 +361,28 @@ impl Slot {
     }
 }
 
+/// Whether a fill that is never silent for long gets anywhere: it holds a place that others wait for.
+struct Pace {
+    since: Instant,
+    bytes: usize,
+}
+
+impl Pace {
+    fn new(now: Instant) -> Self {
+        Self { since: now, bytes: 0 }
+    }
+
+    fn is_too_slow(&mut self, now: Instant, more: usize) -> bool {
+        self.bytes += more;
+        if now.duration_since(self.since) < PACE_SPAN {
+            return false;
+        }
+        let slow = self.bytes < PACE_BYTES_MIN;
+        *self = Self::new(now);
+        slow
+    }
+}
+
 /// Writes and hashes on a thread of its own, so that the network does not wait for the disk.
 struct Writer {
     fill: Arc<Fill>,
@@ -361,6 +393,7 @@ struct Writer {
 
 impl Writer {
     fn run(mut self, mut queue: mpsc::Receiver<Result<Bytes, FetchError>>) -> Result<KeptBlob, FetchError> {
+        let mut published = self.staged.written();
         while let Some(piece) = queue.blocking_recv() {
             match piece.and_then(|piece| Ok(self.staged.write(&piece)?)) {
                 Ok(()) => {}
@@ -378,8 +411,10 @@ impl Writer {
                 self.staged.discard();
                 return Err(FetchError::TooLong { upstream: self.upstream });
             }
-            if queue.is_empty() {
-                let readable = held_back(self.staged.written(), self.size);
+            // Waking the followers for every piece would cost more than it hurries.
+            if queue.is_empty() || self.staged.written() - published >= PUBLISH_BYTES {
+                published = self.staged.written();
+                let readable = held_back(published, self.size);
                 self.fill.progress.send_modify(|progress| progress.readable = readable);
             }
         }
@@ -394,4 +429,30 @@ fn held_back(written: u64, size: Option<u64>) -> u64 {
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, FetchError> {
     tokio::task::spawn_blocking(work).await.map_err(|_| FetchError::GaveUp)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fill_that_only_trickles_is_given_up() {
+        // Invariant 17
+        let begun = Instant::now();
+        let mut pace = Pace::new(begun);
+        assert!(!pace.is_too_slow(begun, 1), "it has only begun");
+        assert!(pace.is_too_slow(begun + PACE_SPAN, 1));
+        assert!(!pace.is_too_slow(begun + 2 * PACE_SPAN, PACE_BYTES_MIN), "slow, but it gets there");
+    }
+
+    #[test]
+    fn the_end_is_held_back_until_the_digest_is_right() {
+        // Invariant 3
+        let size = 10 * HELD_BACK;
+        assert_eq!(held_back(size, Some(size)), size - HELD_BACK);
+        assert_eq!(held_back(HELD_BACK, Some(size)), HELD_BACK);
+        assert_eq!(held_back(size, None), size - HELD_BACK);
+        assert_eq!(held_back(5, None), 0);
+        assert_eq!(held_back(5, Some(5)), 0);
+    }
 }

@@ -231,7 +231,7 @@ impl Pull {
         warn!(%digest, "the disk is full: {what} passes through unkept");
         let (upstream, offline_miss) = (upstream.name().to_owned(), source.policy.offline_miss);
         let passage = Passage { digest: *digest, upstream, what, offline_miss };
-        Ok(FoundBlob::Passing(Passing::start(stream, passage)))
+        Ok(FoundBlob::Passing(Passing::start(stream, passage, &self.0.tasks)))
     }
 
     /// Joins or starts the fill of `digest` for `repository`, which must have a right to it (invariant 14): a kept

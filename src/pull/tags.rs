@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, FutureExt};
 use jiff::Timestamp;
 use tracing::warn;
 
@@ -11,7 +11,7 @@ use super::fresh::{Decision, Known, decide};
 use super::memory::Subject;
 use super::{Ask, FetchError, FoundManifest, Miss, Pull, because, last_confirmed, stored, what_manifest};
 use crate::names::{Source, Target};
-use crate::oci::{Algorithm, Digest, Manifest, MediaType, Reference, Tag};
+use crate::oci::{Algorithm, Digest, Manifest, Reference, Tag};
 use crate::store::{KeptManifest, StoreError, TagRecord, TagSource};
 use crate::upstream::UpstreamError;
 
@@ -104,13 +104,16 @@ impl Pull {
         if let Some(why) = self.0.memory.refused(&ask.target.repository, &Subject::Manifest(reference.clone())) {
             return self.serve_stale(ask, reference, &record, false, &why.to_string()).await;
         }
-        let patience = if self.0.memory.is_slow(&source.upstream) { Duration::ZERO } else { PATIENCE };
         // The flight goes on when the client's patience ends, so the tag follows upstream all the same.
         let asking = self.fetch_manifest(&ask.target, source, reference.clone(), true);
-        match tokio::time::timeout(patience, asking).await {
-            Ok(Ok(kept)) => Ok(FoundManifest { kept, checked_at: Some(self.0.clock.now()), stale: None }),
-            Ok(Err(why)) => self.serve_stale(ask, reference, &record, false, &why.to_string()).await,
-            Err(_) => {
+        let answer = match self.0.memory.is_slow(&source.upstream) {
+            true => asking.now_or_never(),
+            false => tokio::time::timeout(PATIENCE, asking).await.ok(),
+        };
+        match answer {
+            Some(Ok(kept)) => Ok(FoundManifest { kept, checked_at: Some(self.0.clock.now()), stale: None }),
+            Some(Err(why)) => self.serve_stale(ask, reference, &record, false, &why.to_string()).await,
+            None => {
                 self.0.memory.was_slow(&source.upstream);
                 let why = format!("`{}` is slow to answer", source.upstream);
                 self.serve_stale(ask, reference, &record, false, &why).await
@@ -218,10 +221,13 @@ impl Pull {
         let fetched = upstream.manifest(&target.repository.name, reference).await?;
         let misbehaved =
             |why: &str| UpstreamError::Misbehaved { upstream: source.upstream.to_string(), why: why.to_owned() };
-        // Some registries answer with a generic type; the bytes themselves say what they are.
-        let named = fetched.media_type.filter(|named| named.is_image() || named.is_index() || !is_generic(named));
-        let media_type = named.or_else(|| Manifest::sniff_media_type(&fetched.bytes));
-        let media_type = media_type.ok_or_else(|| misbehaved("its manifest has no media type"))?;
+        let named = fetched.media_type.filter(|named| named.is_image() || named.is_index());
+        // Some registries name a generic type, and a captive portal answers everything with a page: the bytes say
+        // what they are.
+        let media_type = match named.or_else(|| Manifest::sniff_media_type(&fetched.bytes)) {
+            Some(known) => known,
+            None => return Err(misbehaved("what it sent is no manifest").into()),
+        };
         let manifest = Manifest::parse(fetched.bytes, media_type, algorithm)
             .map_err(|why| FetchError::InvalidManifest { upstream: source.upstream.to_string(), why: Arc::new(why) })?;
         if let Reference::Digest(asked) = reference
@@ -238,8 +244,4 @@ impl Pull {
             kept => Ok(kept?),
         }
     }
-}
-
-fn is_generic(media_type: &MediaType) -> bool {
-    matches!(media_type.as_str(), "application/octet-stream" | "text/plain" | "application/json")
 }

@@ -280,6 +280,7 @@ mod tests {
             (in_part(OfflineMiss::Unavailable), 503, "UNAVAILABLE", None),
             (Miss::NotFound { what: w(), upstream: Some(u()) }, 404, "MANIFEST_UNKNOWN", None),
             (Miss::GaveUp { what: w() }, 503, "UNAVAILABLE", Some("1")),
+            (Miss::Busy { what: w() }, 429, "TOOMANYREQUESTS", Some("5")),
             (Miss::AnonymousDenied { what: w(), upstream: u(), status: 401 }, 404, "NAME_UNKNOWN", None),
             (Miss::CredentialsDenied { what: w(), upstream: u(), status: 401 }, 403, "DENIED", None),
             (limited(Some(Duration::from_millis(1500))), 429, "TOOMANYREQUESTS", Some("2")),

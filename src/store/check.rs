@@ -35,8 +35,11 @@ async fn check(store: &Arc<Inner>, table: Kept) -> Result<u64, StoreError> {
         let gone = blocking(move || {
             let mut gone: Vec<(Digest, u64)> = Vec::new();
             for (digest, size) in page {
-                if !disk.find(&digest)?.has_size(size) {
-                    gone.push((digest, size));
+                match disk.find(&digest) {
+                    Ok(found) if found.has_size(size) => {}
+                    Ok(_) => gone.push((digest, size)),
+                    // Perhaps only for now: it stays known, and does not keep the others from being checked.
+                    Err(why) => tracing::error!(%digest, error = %why, "a kept file cannot be read"),
                 }
             }
             Ok(gone)

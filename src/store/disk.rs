@@ -96,6 +96,12 @@ impl Disk {
         }
     }
 
+    /// Whether any content lies in `blobs/`, known or not.
+    pub fn has_blobs(&self) -> bool {
+        let folders = Algorithm::ALL.map(|algorithm| self.data.join("blobs").join(algorithm.as_str()));
+        folders.iter().any(|folder| std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some()))
+    }
+
     /// See [`Store::check_room`](super::Store::check_room).
     pub fn check_room(&self, bytes: u64) -> Result<(), StoreError> {
         let staging = self.staging();
@@ -204,7 +210,8 @@ impl Disk {
         };
         let file = match opened {
             Ok(file) => File::from(file),
-            Err(Errno::NOENT) => return Ok(Found::Nothing),
+            // A link is none of ours, and is not followed.
+            Err(Errno::NOENT | Errno::LOOP) => return Ok(Found::Nothing),
             Err(errno) => return Err(errno),
         };
         let stat = rustix::fs::fstat(&file)?;

@@ -14,7 +14,11 @@ const HOLDER_LENGTH_MAX: u64 = 256;
 
 /// The lock of a data folder; free again when this is dropped or the process ends, however it ends.
 #[derive(Debug)]
-pub struct Lock(File);
+pub struct Lock {
+    file: File,
+    /// Locked too, because the file in it can be deleted.
+    folder: File,
+}
 
 /// Takes the lock of `data`.
 pub fn lock(data: &Path) -> Result<Lock, StoreError> {
@@ -22,21 +26,26 @@ pub fn lock(data: &Path) -> Result<Lock, StoreError> {
     let failed = |doing| move |source| StoreError::io(doing, &data.join("lock"), source);
     let mut file =
         OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(failed("open"))?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {}
-        Err(Errno::WOULDBLOCK) => return Err(StoreError::InUse { pid: holder(&file) }),
-        Err(errno) => return Err(failed("lock")(errno.into())),
+    let folder = File::open(data).map_err(|source| StoreError::io("open", data, source))?;
+    for locked in [&folder, &file] {
+        match flock(locked, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => return Err(StoreError::InUse { pid: holder(&file) }),
+            Err(errno) => return Err(failed("lock")(errno.into())),
+        }
     }
     file.set_len(0).map_err(failed("write"))?;
     writeln!(file, "{} ({})", std::process::id(), program()).map_err(failed("write"))?;
-    Ok(Lock(file))
+    Ok(Lock { file, folder })
 }
 
 impl Drop for Lock {
     /// Closing the file is not enough: a child that is being started holds a copy of it until it has become its program.
     fn drop(&mut self) {
-        if let Err(why) = flock(&self.0, FlockOperation::Unlock) {
-            tracing::warn!(error = %why, "the lock of the data folder is freed only when the process ends");
+        for locked in [&self.file, &self.folder] {
+            if let Err(why) = flock(locked, FlockOperation::Unlock) {
+                tracing::warn!(error = %why, "the lock of the data folder is freed only when the process ends");
+            }
         }
     }
 }

@@ -89,7 +89,13 @@ impl Store {
             Ok(Arc::new(disk))
         });
         let disk = disk.await?;
+        let began_empty = !disk.catalog().exists();
         let (connection, readers) = catalog::open(&disk.catalog()).await?;
+        if began_empty && disk.has_blobs() {
+            tracing::error!(
+                "the catalog was missing and a new one was begun: what is in `blobs/` is not known any more; restore `catalog.sqlite` from a backup"
+            );
+        }
         let synced = disk.clone();
         blocking(move || synced.sync_names()).await?;
         let memory = Arc::new(Memory::new());
@@ -341,8 +347,9 @@ impl Store {
         {
             tracing::error!(error = %why, "the check of the kept files ended badly");
         }
-        self.0.writer.close().await;
+        // The writer last: the one that closes last folds the write-ahead log into the catalog.
         self.0.readers.close().await;
+        self.0.writer.close().await;
     }
 
     async fn find(&self, digest: &Digest) -> Result<Found, StoreError> {

@@ -772,3 +772,22 @@ async fn a_kept_manifest_whose_file_was_lost_is_fetched_again() {
     let site = setup.gate_open().start().await;
     assert_eq!(site.manifest(REPOSITORY, "6").await.body, image.bytes);
 }
+
+#[tokio::test]
+async fn a_captive_portals_page_is_no_manifest() {
+    // Invariants 2, 5
+    let far = FarRegistry::start().await;
+    let image = far.put_image(REPOSITORY, "6", &[b"layer"]);
+    let site = site(&far).gate_open().start().await;
+    pull(&site, REPOSITORY, "6", &image).await;
+    site.app.pull().settled().await;
+    for media_type in ["text/html", "application/json", "application/octet-stream", "a/b"] {
+        far.put_manifest(REPOSITORY, Some("6"), "<html>please log in</html>", media_type);
+        site.advance(Duration::from_secs(3600));
+        let reply = site.manifest(REPOSITORY, "6").await;
+        assert_eq!(reply.body, image.bytes, "{media_type}");
+        assert!(reply.header("warning").is_some());
+    }
+    site.close_gate().await;
+    assert_eq!(site.manifest(REPOSITORY, "6").await.body, image.bytes);
+}

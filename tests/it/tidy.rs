@@ -42,7 +42,7 @@ fn every_file_says_its_reason_and_stays_readable() {
 fn every_dependency_says_what_it_is_for() {
     let manifest = fs::read_to_string("Cargo.toml").unwrap();
     let from = manifest.find("[dependencies]").unwrap();
-    let until = manifest.find("[lints").unwrap();
+    let until = manifest.find("[[bench]]").unwrap();
     let silent: Vec<&str> = manifest[from..until]
         .lines()
         .filter(|line| line.contains(" = ") && !line.starts_with('#') && !line.contains(" # "))

@@ -137,6 +137,17 @@ fn a_wrong_setting_is_one_line_with_file_line_and_key() {
 }
 
 #[test]
+fn every_section_refuses_keys_that_it_does_not_know() {
+    // Invariant 20
+    let upstream = "[upstream.x]\nhost = \"x.io\"";
+    let route = "[route.x]\nupstream = \"hub\"";
+    for section in ["[server]", "[gate]", "[audit]", "[log]", "[pull]", upstream, route] {
+        let why = load(&format!("{section}\nnonsense = 1")).map(|_| ()).expect_err(section);
+        assert!(why.contains("unknown field `nonsense`"), "{section}: {why}");
+    }
+}
+
+#[test]
 fn later_files_win_key_by_key_and_the_environment_wins_over_files() {
     let folder = tempfile::tempdir().unwrap();
     let write = |name: &str, text: &str| {

@@ -64,6 +64,17 @@ def wait_until(condition, what, seconds=READY_SECONDS):
         time.sleep(POLL_SECONDS)
 
 
+def remove_folder(folder):
+    """Remove a folder, and first what is mounted below it: docker mounts its own and does not always unmount it."""
+    with open("/proc/self/mountinfo") as mounts:
+        points = [line.split()[4] for line in mounts]
+    for point in reversed(points):
+        if point.startswith(folder + "/"):
+            subprocess.run(["umount", point], check=True)
+    if os.path.exists(folder):
+        shutil.rmtree(folder)
+
+
 def printable(text):
     return "".join(character if character.isprintable() else "?" for character in text)
 
@@ -149,7 +160,7 @@ class Site:
             process.stop()
         for cleanup in reversed(self.cleanups):
             cleanup()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove_folder(self.folder)
 
     def path(self, *parts):
         return os.path.join(self.folder, *parts)
@@ -159,7 +170,7 @@ class Site:
         return self.path(*parts)
 
     def empty_folder(self, *parts):
-        shutil.rmtree(self.path(*parts), ignore_errors=True)
+        remove_folder(self.path(*parts))
         return self.make_folder(*parts)
 
     def write(self, name, text):

@@ -210,11 +210,6 @@ impl Store {
         Ok(Some(held.kept.clone()))
     }
 
-    /// Kept under any repository: for joining content that is already here after upstream confirmed the right to it.
-    pub async fn manifest_anywhere(&self, digest: &Digest) -> Result<Option<Manifest>, StoreError> {
-        Ok(self.0.load_manifest(digest).await?.map(|held| held.kept.manifest.clone()))
-    }
-
     /// Parts of the manifest (recursively for an index: only children that are kept) that are not kept. At most
     /// [`MISSING_MAX`], each once; none if the manifest itself is not kept in `repository`.
     pub async fn missing(&self, repository: &Repository, digest: &Digest) -> Result<Vec<Descriptor>, StoreError> {
@@ -264,12 +259,6 @@ impl Store {
     ) -> Result<(), StoreError> {
         let (repository, tag, digest) = (repository.clone(), tag.clone(), *digest);
         self.0.writer.apply(Change::PointTag { repository, tag, digest, source }).await.map(drop)
-    }
-
-    /// Upstream confirmed that the tag still names its digest.
-    pub async fn confirm_tag(&self, repository: &Repository, tag: &Tag) -> Result<(), StoreError> {
-        let (repository, tag) = (repository.clone(), tag.clone());
-        self.0.writer.apply(Change::ConfirmTag { repository, tag }).await.map(drop)
     }
 
     /// At most `limit` tags after `last`, in byte order.

@@ -79,21 +79,6 @@ async fn thin_out(c: &mut Connection, id: RepositoryId, tag: &str) -> Result<(),
     thinned.map_err(StoreError::catalog).map(drop)
 }
 
-/// Upstream said that the tag still names its digest. `false`: there is no such tag.
-pub async fn confirm(
-    c: &mut Connection,
-    repository: &Repository,
-    tag: &Tag,
-    now_ms: i64,
-    touched: &mut Touched,
-) -> Result<bool, StoreError> {
-    let id = content::repository(c, repository).await?;
-    let sql = "UPDATE tag SET checked_at = $3 WHERE repository = $1 AND name = $2";
-    let confirmed = sqlx::query(sql).bind(id).bind(tag.as_str()).bind(now_ms).execute(&mut *c).await;
-    touched.tag(id, tag.clone());
-    Ok(confirmed.map_err(StoreError::catalog)?.rows_affected() > 0)
-}
-
 pub async fn read(readers: &Pool, id: RepositoryId, tag: &Tag) -> Result<Option<TagRecord>, StoreError> {
     let sql = concat!(
         "SELECT digest, source, checked_at, moved_at, (",

@@ -61,10 +61,6 @@ pub enum Change {
         digest: Digest,
         source: TagSource,
     },
-    ConfirmTag {
-        repository: Repository,
-        tag: Tag,
-    },
     NoteWanted {
         name: String,
         reference: String,
@@ -241,7 +237,6 @@ async fn make(
         Change::PointTag { repository, tag, digest, source } => {
             tags::point(c, repository, tag, digest, *source, now_ms, touched).await?;
         }
-        Change::ConfirmTag { repository, tag } => return tags::confirm(c, repository, tag, now_ms, touched).await,
         Change::NoteWanted { name, reference, client } => wanted::note(c, name, reference, *client, now_ms).await?,
         Change::ForgetWanted { name, reference } => wanted::forget(c, name, reference).await?,
         Change::Used(used) => content::note_used(c, used).await?,

@@ -47,6 +47,9 @@ use crate::upstream::{Upstream, UpstreamError};
 /// Blobs up to this size are served only once they are kept, so that a wrong one is a clear error and not a broken body.
 const WHOLE_FIRST_MAX: u64 = HELD_BACK;
 
+/// How many fills that others ordered may fail under a client before it is told.
+const FOREIGN_FAILURES_MAX: usize = 32;
+
 /// Serves and fills. Cheap to clone.
 #[derive(Clone)]
 pub struct Pull(Arc<Inner>);
@@ -200,14 +203,14 @@ impl Pull {
     }
 
     async fn fill(&self, ask: &Ask, source: &Source, digest: &Digest, what: String) -> Result<FoundBlob, FetchError> {
-        let joined = self.follow(&ask.target.repository, source, digest).await?;
-        match self.begin(joined.following, source, what.clone()).await {
-            // What failed for another repository, or at another upstream, may well be had for this one.
-            Err(why) if joined.elsewhere && why.is_upstreams() => {
-                let again = self.follow(&ask.target.repository, source, digest).await?;
-                self.begin(again.following, source, what).await
+        let mut tries = 0;
+        loop {
+            let joined = self.follow(&ask.target.repository, source, digest).await?;
+            match self.begin(joined.following, source, what.clone()).await {
+                // What failed for another repository, or at another upstream, may well be had for this one.
+                Err(why) if joined.elsewhere && why.is_upstreams() && tries < FOREIGN_FAILURES_MAX => tries += 1,
+                begun => return begun,
             }
-            begun => begun,
         }
     }
 

@@ -647,7 +647,7 @@ async fn a_stop_does_not_wait_for_upstream_and_loses_nothing_that_came() {
 }
 
 #[tokio::test]
-async fn a_fill_that_fails_for_one_repository_does_not_fail_for_another() {
+async fn fills_that_fail_for_other_repositories_do_not_fail_for_the_one_that_has_it() {
     // Invariants 4, 11
     let far = FarRegistry::start().await;
     let image = far.put_image("team/has-it", "1", &[&large(18)]);
@@ -663,14 +663,17 @@ async fn a_fill_that_fails_for_one_repository_does_not_fail_for_another() {
         held.release();
     };
     let layer = &image.layers[0];
-    let leader = site.blob("gitlab.test/team/has-it-not", layer);
-    let follower = async {
+    let others = futures_util::future::join_all((0..6).map(async |n| {
+        let name = format!("gitlab.test/team/has-it-not-{n}");
+        site.blob(&name, layer).await
+    }));
+    let rightful = async {
         far.wait_held(1).await;
         site.blob("gitlab.test/team/has-it", layer).await
     };
-    let (leader, follower, ()) = tokio::join!(leader, follower, release);
-    assert_eq!(leader.status, StatusCode::NOT_FOUND);
-    assert_eq!((follower.status, Digest::sha256(&follower.body)), (StatusCode::OK, *layer));
+    let (others, rightful, ()) = tokio::join!(others, rightful, release);
+    assert!(others.iter().all(|reply| reply.status == StatusCode::NOT_FOUND));
+    assert_eq!((rightful.status, Digest::sha256(&rightful.body)), (StatusCode::OK, *layer));
 }
 
 #[tokio::test]

@@ -794,3 +794,34 @@ async fn a_captive_portals_page_is_no_manifest() {
     site.close_gate().await;
     assert_eq!(site.manifest(REPOSITORY, "6").await.body, image.bytes);
 }
+
+#[tokio::test]
+async fn a_staged_part_that_was_torn_breaks_its_reader_off_and_begins_anew() {
+    // Invariants 2, 3
+    let far = FarRegistry::start().await;
+    let image = far.put_image(REPOSITORY, "6", &[&large(20)]);
+    let layer = image.layers[0];
+    let site = site(&far).settings("prefetch = false").gate_open().start().await;
+    let stalled = far.stall_blobs_at(2_000_000);
+    let path = format!("/v2/{NAME}/blobs/{layer}");
+    let mut cut = site.begin(Method::GET, &path, &[]).await.unwrap();
+    let mut got = 0;
+    while got < 1_500_000 {
+        got += cut.body_mut().frame().await.unwrap().unwrap().into_data().unwrap().len();
+    }
+    site.close_gate().await;
+    stalled.release();
+    let staging = site.data().join("staging");
+    let setup = site.stop().await;
+    let part = staging.join(&names_in(&staging)[0]);
+    let mut bytes = std::fs::read(&part).unwrap();
+    bytes[1000] ^= 1;
+    std::fs::write(&part, bytes).unwrap();
+
+    let site = setup.gate_open().start().await;
+    match site.send(Method::GET, &path, &[]).await {
+        Err(_) => {}
+        Ok(reply) => assert_eq!(Digest::sha256(&reply.body), layer, "torn bytes in a whole body"),
+    }
+    assert_eq!(Digest::sha256(&site.blob(NAME, &layer).await.body), layer);
+}

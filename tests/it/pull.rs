@@ -29,6 +29,16 @@ fn site(far: &FarRegistry) -> Setup {
         .settings("[route.\"security-products/**\"]\nupstream = \"gitlab\"\nfresh_for = \"15m\"")
 }
 
+/// A reply of which 1,500,000 bytes have come; the rest is yet to be read.
+async fn read_some(site: &Sealock, path: &str) -> http::Response<hyper::body::Incoming> {
+    let mut reply = site.begin(Method::GET, path, &[]).await.unwrap();
+    let mut got = 0;
+    while got < 1_500_000 {
+        got += reply.body_mut().frame().await.unwrap().unwrap().into_data().unwrap().len();
+    }
+    reply
+}
+
 /// Pulls like a client: manifest by tag, then each part of it.
 async fn pull(site: &Sealock, name: &str, tag: &str, image: &TestImage) {
     let manifest = site.manifest(name, tag).await;
@@ -213,11 +223,7 @@ async fn a_fill_that_the_gate_cuts_is_resumed_also_after_a_restart() {
     let site = site(&far).settings(quiet).gate_open().start().await;
     let stalled = far.stall_blobs_at(2_000_000);
     let path = format!("/v2/{NAME}/blobs/{layer}");
-    let mut cut = site.begin(Method::GET, &path, &[]).await.unwrap();
-    let mut got = 0;
-    while got < 1_500_000 {
-        got += cut.body_mut().frame().await.unwrap().unwrap().into_data().unwrap().len();
-    }
+    let cut = read_some(&site, &path).await;
     site.close_gate().await;
     assert!(cut.collect().await.is_err(), "a cut body must not look complete");
     let missing = site.blob(NAME, &layer).await;
@@ -625,11 +631,7 @@ async fn a_stop_does_not_wait_for_upstream_and_loses_nothing_that_came() {
     let site = site(&far).settings("prefetch = false\n[server]\nshutdown_timeout = \"50ms\"").gate_open().start().await;
     let stalled = far.stall_blobs_at(2_000_000);
     let path = format!("/v2/{NAME}/blobs/{}", image.layers[0]);
-    let mut cut = site.begin(Method::GET, &path, &[]).await.unwrap();
-    let mut got = 0;
-    while got < 1_500_000 {
-        got += cut.body_mut().frame().await.unwrap().unwrap().into_data().unwrap().len();
-    }
+    let cut = read_some(&site, &path).await;
     drop(cut);
     let held = far.hold_manifests();
     let waiting = far.requests().len() + 1;
@@ -804,11 +806,7 @@ async fn a_staged_part_that_was_torn_breaks_its_reader_off_and_begins_anew() {
     let site = site(&far).settings("prefetch = false").gate_open().start().await;
     let stalled = far.stall_blobs_at(2_000_000);
     let path = format!("/v2/{NAME}/blobs/{layer}");
-    let mut cut = site.begin(Method::GET, &path, &[]).await.unwrap();
-    let mut got = 0;
-    while got < 1_500_000 {
-        got += cut.body_mut().frame().await.unwrap().unwrap().into_data().unwrap().len();
-    }
+    drop(read_some(&site, &path).await);
     site.close_gate().await;
     stalled.release();
     let staging = site.data().join("staging");

@@ -6,12 +6,16 @@
 //! * 14: who joins from another repository must have a right to the digest there (checked by the caller).
 //!
 //! ```text
-//! upstream ── pieces ──> queue (bounded) ──> worker thread: write, hash ──> progress ──> every follower
+//! upstream ── pieces ──┬─> queue (bounded) ──> worker thread: write, hash ──> file ──┐
+//!                      └─> the newest, in memory ──> followers that keep up          └─> followers that do not
 //! ```
 
 use std::fs::File;
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -23,6 +27,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
 use super::miss::FetchError;
+use super::recent::Recent;
 use crate::names::Repository;
 use crate::oci::Digest;
 use crate::store::{KeptBlob, Staged, Store};
@@ -40,7 +45,7 @@ const PACE_BYTES_MIN: usize = 64 << 10;
 /// Bytes after which followers are told of progress even while more waits to be written.
 const PUBLISH_BYTES: u64 = 256 << 10;
 /// Pieces between upstream's connection and the disk.
-const QUEUE_PIECES: usize = 32;
+const QUEUE_PIECES: usize = 16;
 
 /// The fills under way, by digest.
 #[derive(Clone)]
@@ -81,7 +86,9 @@ struct Progress {
     /// Where followers read; `None` until upstream has answered.
     file: Option<Arc<File>>,
     size: Option<u64>,
+    /// How much of the file may be read.
     readable: u64,
+    recent: Recent,
     /// Counts the times that the bytes began anew: who read earlier ones must break off.
     generation: u32,
     end: Option<Result<KeptBlob, FetchError>>,
@@ -98,12 +105,11 @@ pub struct Following {
 const UNREAD: u32 = u32::MAX;
 
 /// What a follower may read now.
-pub struct Readable {
-    pub file: Arc<File>,
-    /// Up to here, exclusive.
-    pub end: u64,
-    /// Whether `end` is the end of the blob.
-    pub finished: bool,
+pub enum Readable {
+    /// The next bytes.
+    Bytes(Bytes),
+    /// The file up to `end`, exclusive; `finished`: that is the end of the blob.
+    File { file: Arc<File>, end: u64, finished: bool },
 }
 
 impl Fills {
@@ -185,18 +191,31 @@ impl Following {
                 }
                 match (&now.end, &now.file) {
                     (Some(Ok(blob)), _) => {
-                        return Ok(Readable { file: blob.file.clone(), end: blob.size, finished: true });
+                        return Ok(Readable::File { file: blob.file.clone(), end: blob.size, finished: true });
                     }
                     (Some(Err(why)), _) => return Err(why.clone()),
-                    (None, Some(file)) if now.readable > offset => {
-                        self.generation.store(now.generation, Ordering::Relaxed);
-                        return Ok(Readable { file: file.clone(), end: now.readable, finished: false });
+                    (None, Some(file)) => {
+                        if let Some(readable) = now.at(offset, file) {
+                            self.generation.store(now.generation, Ordering::Relaxed);
+                            return Ok(readable);
+                        }
                     }
-                    _ => {}
+                    (None, None) => {}
                 }
             }
             progress.changed().await.map_err(|_| FetchError::GaveUp)?;
         }
+    }
+}
+
+impl Progress {
+    fn at(&self, offset: u64, file: &Arc<File>) -> Option<Readable> {
+        let limit = held_back(self.recent.end(), self.size);
+        if let Some(piece) = self.recent.piece(offset, limit) {
+            return Some(Readable::Bytes(piece));
+        }
+        let end = self.readable;
+        (end > offset).then(|| Readable::File { file: file.clone(), end, finished: false })
     }
 }
 
@@ -237,7 +256,7 @@ impl Slot {
         }
         // Free the digest before telling the followers: whoever asks after the outcome starts afresh.
         self.free();
-        self.fill.progress.send_modify(|progress| progress.end = Some(end));
+        self.fill.progress.send_modify(|progress| (progress.end, progress.recent) = (Some(end), Recent::default()));
     }
 
     async fn fetch(&self, order: &Order) -> Result<KeptBlob, FetchError> {
@@ -269,7 +288,8 @@ impl Slot {
                     let opening = store.clone();
                     staged = blocking(move || opening.stage(&digest)).await??;
                     self.fill.progress.send_modify(|progress| {
-                        (progress.readable, progress.generation) = (0, progress.generation + 1);
+                        (progress.readable, progress.recent) = (0, Recent::default());
+                        progress.generation += 1;
                     });
                 }
                 Err(why) => return Err(why),
@@ -314,8 +334,17 @@ impl Slot {
     /// Hands pieces on until the stream or the worker ends.
     async fn feed(&self, upstream: &str, stream: &mut BlobStream, pieces: &mpsc::Sender<Result<Bytes, FetchError>>) {
         let mut pace = Pace::new(Instant::now());
+        let mut untold = 0;
         loop {
-            let piece = match self.unless_stopped(stream.next()).await {
+            let mut next = pin!(self.unless_stopped(stream.next()));
+            let piece = match poll_fn(|cx| Poll::Ready(next.as_mut().poll(cx))).await {
+                Poll::Ready(piece) => piece,
+                Poll::Pending => {
+                    self.tell(&mut untold);
+                    next.await
+                }
+            };
+            let piece = match piece {
                 Ok(None) => return,
                 Ok(Some(Ok(piece))) if pace.is_too_slow(Instant::now(), piece.len()) => {
                     Err(UpstreamError::TimedOut { upstream: upstream.to_owned() }.into())
@@ -323,10 +352,27 @@ impl Slot {
                 Ok(Some(piece)) => piece.map_err(FetchError::from),
                 Err(stopped) => Err(stopped),
             };
+            if let Ok(piece) = &piece {
+                untold += piece.len() as u64;
+                self.fill.progress.send_if_modified(|progress| {
+                    progress.recent.push(piece.clone());
+                    false
+                });
+            }
+            if untold >= PUBLISH_BYTES {
+                self.tell(&mut untold);
+            }
             let last = piece.is_err();
             if pieces.send(piece).await.is_err() || last {
                 return;
             }
+        }
+    }
+
+    /// Wakes the followers, if there is something untold. Doing it for every piece would cost more than it hurries.
+    fn tell(&self, untold: &mut u64) {
+        if std::mem::take(untold) > 0 {
+            self.fill.progress.send_modify(|_| {});
         }
     }
 
@@ -348,6 +394,7 @@ impl Slot {
         self.fill.progress.send_modify(|progress| {
             (progress.file, progress.size) = (Some(file), size);
             progress.readable = held_back(written, size);
+            progress.recent = Recent::starting_at(written);
         });
     }
 
@@ -411,11 +458,15 @@ impl Writer {
                 self.staged.discard();
                 return Err(FetchError::TooLong { upstream: self.upstream });
             }
-            // Waking the followers for every piece would cost more than it hurries.
             if queue.is_empty() || self.staged.written() - published >= PUBLISH_BYTES {
                 published = self.staged.written();
                 let readable = held_back(published, self.size);
-                self.fill.progress.send_modify(|progress| progress.readable = readable);
+                self.fill.progress.send_if_modified(|progress| {
+                    // Whoever waits for the file is behind what is in memory.
+                    let awaited = progress.readable < progress.recent.start();
+                    progress.readable = readable;
+                    awaited
+                });
             }
         }
         self.staged.keep().map_err(|why| FetchError::from_keep(why, &self.upstream))

@@ -14,6 +14,7 @@ mod memory;
 mod miss;
 mod passing;
 mod prefetch;
+mod recent;
 mod tags;
 
 use std::collections::HashMap;
@@ -105,6 +106,12 @@ impl Tail {
     /// The size, where upstream or a manifest states it.
     pub async fn size(&self) -> Result<Option<u64>, Miss> {
         self.following.size().await.map_err(|why| why.miss(self.what.clone(), self.offline_miss))
+    }
+
+    /// Waits until all of it is kept.
+    pub async fn final_size(&self) -> Result<u64, Miss> {
+        let kept = self.following.kept().await;
+        kept.map(|blob| blob.size).map_err(|why| why.miss(self.what.clone(), self.offline_miss))
     }
 
     /// Waits until bytes past `offset` may be read. After an error, what was sent so far must not look complete.

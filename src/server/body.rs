@@ -49,6 +49,8 @@ struct Following {
     piece_max: Option<usize>,
     /// What can be read without asking again: up to where, and whether the fill ends there.
     readable: Option<(Cursor, u64, bool)>,
+    /// Bytes at hand, not handed over yet.
+    at_hand: Bytes,
     waiting: Option<Asking>,
     done: bool,
 }
@@ -90,8 +92,8 @@ impl Body {
         if end.is_some_and(|end| end <= start) {
             return Self::empty();
         }
-        let (readable, waiting, piece_max, done) = (None, None, None, false);
-        let following = Following { tail, at: start, end, pool, piece_max, readable, waiting, done };
+        let (readable, at_hand, waiting, piece_max, done) = (None, Bytes::new(), None, None, false);
+        let following = Following { tail, at: start, end, pool, piece_max, readable, at_hand, waiting, done };
         Self { kind: Kind::Filling(Box::new(following)), exchange: None }
     }
 
@@ -174,6 +176,9 @@ impl Following {
             if self.done || self.end == Some(self.at) {
                 return Poll::Ready(None);
             }
+            if !self.at_hand.is_empty() {
+                return Poll::Ready(Some(Ok(self.take_at_hand())));
+            }
             if let Some((cursor, until, finished)) = &mut self.readable {
                 let until = self.end.map_or(*until, |end| end.min(*until));
                 if cursor.at() < until {
@@ -197,12 +202,27 @@ impl Following {
                     return Poll::Ready(Some(Err(BodyError::Fill(miss))));
                 }
             };
-            let mut cursor = Cursor::new(readable.file, self.at, Arc::clone(&self.pool));
-            if let Some(size) = self.piece_max {
-                cursor.set_piece_max(size);
+            match readable {
+                Readable::Bytes(bytes) => self.at_hand = bytes,
+                Readable::File { file, end, finished } => {
+                    let mut cursor = Cursor::new(file, self.at, Arc::clone(&self.pool));
+                    if let Some(size) = self.piece_max {
+                        cursor.set_piece_max(size);
+                    }
+                    self.readable = Some((cursor, end, finished));
+                }
             }
-            self.readable = Some((cursor, readable.end, readable.finished));
         }
+    }
+
+    /// Of what is at hand, as much as belongs to the range and into one frame.
+    fn take_at_hand(&mut self) -> Bytes {
+        let left = self.end.map_or(u64::MAX, |end| end - self.at);
+        let most = left.min(self.piece_max.map_or(u64::MAX, |max| max as u64));
+        let count = most.min(self.at_hand.len() as u64) as usize;
+        let piece = self.at_hand.split_to(count);
+        self.at += count as u64;
+        piece
     }
 
     fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<Result<Readable, Miss>> {

@@ -13,6 +13,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use socket2::SockRef;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
@@ -53,6 +54,13 @@ const HTTP2_RESETS_MAX: usize = 32;
 const HTTP2_SEND_BUFFER: usize = 256 << 10;
 const HEADERS_MAX: usize = 100;
 
+/// Bytes of pieces that one write to a socket gathers; fewer writes wake fewer readers.
+const GATHERED_MAX: usize = 16 * PIECE_LARGE;
+/// Bytes that one connection's kernel buffer takes beyond what is on its way. More of them would leave the processor's
+/// caches before the client reads. What is on its way, and so the speed over long distances, is not limited by it
+/// (`tcp(7)`, `TCP_NOTSENT_LOWAT`).
+const UNSENT_MAX: u32 = 256 << 10;
+
 /// Go's TLS client recognises a plain answer to its hello by `HTTP/` and says so to its user; docker then goes on
 /// without TLS where that is allowed.
 const NOT_HTTP: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: 56\r\n\
@@ -68,7 +76,7 @@ impl Protocols {
             .header_read_timeout(None)
             .max_headers(HEADERS_MAX)
             .max_header_size(header_size)
-            .max_buf_size(header_size.max(PIECE_LARGE))
+            .max_buf_size(header_size.max(GATHERED_MAX))
             .writev(true);
         let mut http2 = http2::Builder::new(TokioExecutor::new());
         http2
@@ -182,6 +190,7 @@ where
 /// Reads until the protocol is clear.
 async fn sniff(socket: &mut TcpStream) -> io::Result<(Sniffed, Bytes)> {
     socket.set_nodelay(true)?;
+    SockRef::from(&*socket).set_tcp_notsent_lowat(UNSENT_MAX)?;
     let mut bytes = Vec::with_capacity(4096);
     loop {
         socket.readable().await?;

@@ -21,7 +21,7 @@ use super::route::{Asked, Route};
 use super::v2;
 use crate::clock::Clock;
 use crate::names::Routes;
-use crate::oci::{Digest, RepositoryName};
+use crate::oci::RepositoryName;
 use crate::pull::{Ask, Miss, Pull};
 use crate::store::Store;
 
@@ -115,9 +115,8 @@ impl Face {
 
     /// Asks the store alone: that an upstream is away makes nobody unready (invariant 15).
     async fn ready(&self, id: RequestId) -> Answer {
-        let empty = Digest::sha256(b"");
-        match tokio::time::timeout(READY_TIMEOUT, self.store.has_blob(&empty)).await {
-            Ok(Ok(_)) => Ok(reply::json_reply(StatusCode::OK, &json!({ "status": "ready" }))),
+        match tokio::time::timeout(READY_TIMEOUT, self.store.check_catalog()).await {
+            Ok(Ok(())) => Ok(reply::json_reply(StatusCode::OK, &json!({ "status": "ready" }))),
             Ok(Err(error)) => {
                 error!(%id, error = &error as &dyn std::error::Error, "not ready: {error}");
                 Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", "the store does not answer"))

@@ -138,8 +138,17 @@ impl Store {
         self.0.writer.apply(Change::GrantBlob { repository: repository.clone(), blob: *digest }).await
     }
 
+    /// An error if the catalog cannot be read.
+    pub async fn check_catalog(&self) -> Result<(), StoreError> {
+        read::blob_size(&self.0.readers, &Digest::sha256(b"")).await.map(drop)
+    }
+
     /// Whether the blob is kept at all, in whichever repository (never told to clients).
     pub async fn has_blob(&self, digest: &Digest) -> Result<bool, StoreError> {
+        // Without its file it is not kept, whatever the catalog says; that spares the SQL for what is new.
+        if let Found::Nothing = self.find(digest).await? {
+            return Ok(false);
+        }
         Ok(self.0.open_kept(digest).await?.is_some())
     }
 

@@ -16,7 +16,7 @@ use super::Office;
 use super::report::{CloseOrder, Complaint, OpenOrder, RouteLine, StatusReport};
 use crate::gate::{GateError, GateStatus, Order};
 use crate::names::Origin;
-use crate::oci::{Digest, RepositoryName};
+use crate::oci::RepositoryName;
 use crate::store::{StoreError, TagLine};
 
 /// Largest order.
@@ -60,7 +60,7 @@ impl Office {
             (&Method::GET, "/status/wanted") => document(&store.wanted().await?),
             (&Method::GET, "/ls") => document(&self.list(name_of(head.uri.query())?.as_deref()).await?),
             (&Method::GET, "/ready") => {
-                store.has_blob(&Digest::sha256(b"")).await?;
+                store.check_catalog().await?;
                 Ok(json!({ "status": "ready" }))
             }
             (method, path) => {

@@ -103,14 +103,7 @@ async fn size(call: &Call<'_>, tail: &Tail) -> Result<Option<u64>, Miss> {
     if !needed {
         return Ok(None);
     }
-    let mut at = 0;
-    loop {
-        let readable = tail.readable(at).await?;
-        if readable.finished {
-            return Ok(Some(readable.end));
-        }
-        at = readable.end;
-    }
+    tail.final_size().await.map(Some)
 }
 
 /// For a blob that can be neither kept nor measured, asked for by who must know its length.

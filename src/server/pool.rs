@@ -8,16 +8,20 @@ use bytes::Bytes;
 /// Bytes of a large buffer: what one read takes from a file, and one write gives to a socket. Larger ones are a little
 /// faster for one client, and slower for many: together they leave the processor's caches.
 pub(super) const PIECE_LARGE: usize = 64 << 10;
-/// Bytes of a small buffer, used when all large ones are lent: so a thousand slow readers hold 16 MiB and not 256.
-pub(super) const PIECE_SMALL: usize = 16 << 10;
-/// Large buffers that may be in use at one time.
-const LENT_MAX: usize = 256;
+/// Bytes of a buffer once [`LENT_LARGE`] are lent, and once [`LENT_MIDDLE`] are: hyper gathers up to 16 pieces for each
+/// reader, and a thousand slow readers must not hold a gigabyte.
+const PIECE_MIDDLE: usize = 16 << 10;
+const PIECE_SMALL: usize = 4 << 10;
+/// Bytes lent at one time up to which buffers are large, and up to which they are middling.
+const LENT_LARGE: usize = 16 << 20;
+const LENT_MIDDLE: usize = 32 << 20;
 /// Large buffers that are held ready.
 const FREE_MAX: usize = 64;
 
-/// A bounded set of large buffers.
+/// Buffers, the smaller the more of them are lent.
 pub struct Pool {
     free: Mutex<Vec<Box<[u8]>>>,
+    /// In bytes.
     lent: AtomicUsize,
 }
 
@@ -25,7 +29,7 @@ pub struct Pool {
 pub(super) struct Piece {
     bytes: Box<[u8]>,
     filled: usize,
-    home: Option<Arc<Pool>>,
+    home: Arc<Pool>,
 }
 
 impl Pool {
@@ -35,32 +39,30 @@ impl Pool {
 
     /// A buffer for at most `wanted` bytes: perhaps a smaller one, never an empty one.
     pub(super) fn lend(self: &Arc<Self>, wanted: usize) -> Piece {
-        if wanted <= PIECE_SMALL {
-            return Piece::own(wanted.max(1));
-        }
-        if self.lent.fetch_add(1, Ordering::Relaxed) >= LENT_MAX {
-            self.lent.fetch_sub(1, Ordering::Relaxed);
-            return Piece::own(PIECE_SMALL);
-        }
-        let free = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let bytes = free.unwrap_or_else(|| vec![0; PIECE_LARGE].into_boxed_slice());
-        Piece { bytes, filled: 0, home: Some(Arc::clone(self)) }
+        let size = match self.lent.load(Ordering::Relaxed) {
+            ..LENT_LARGE => PIECE_LARGE,
+            LENT_LARGE..LENT_MIDDLE => PIECE_MIDDLE,
+            _ => PIECE_SMALL,
+        };
+        let size = if wanted <= PIECE_MIDDLE { wanted.clamp(1, size) } else { size };
+        self.lent.fetch_add(size, Ordering::Relaxed);
+        let free = (size == PIECE_LARGE).then(|| self.free.lock().unwrap_or_else(PoisonError::into_inner).pop());
+        let bytes = free.flatten().unwrap_or_else(|| vec![0; size].into_boxed_slice());
+        Piece { bytes, filled: 0, home: Arc::clone(self) }
     }
 
     fn take_back(&self, bytes: Box<[u8]>) {
-        self.lent.fetch_sub(1, Ordering::Relaxed);
-        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        if free.len() < FREE_MAX {
-            free.push(bytes);
+        self.lent.fetch_sub(bytes.len(), Ordering::Relaxed);
+        if bytes.len() == PIECE_LARGE {
+            let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+            if free.len() < FREE_MAX {
+                free.push(bytes);
+            }
         }
     }
 }
 
 impl Piece {
-    fn own(size: usize) -> Self {
-        Self { bytes: vec![0; size].into_boxed_slice(), filled: 0, home: None }
-    }
-
     /// Room for `wanted` bytes, or as many as there is.
     pub(super) fn room(&mut self, wanted: usize) -> &mut [u8] {
         let count = wanted.min(self.bytes.len());
@@ -82,9 +84,7 @@ impl AsRef<[u8]> for Piece {
 
 impl Drop for Piece {
     fn drop(&mut self) {
-        if let Some(home) = self.home.take() {
-            home.take_back(std::mem::take(&mut self.bytes));
-        }
+        self.home.take_back(std::mem::take(&mut self.bytes));
     }
 }
 
@@ -105,14 +105,25 @@ mod tests {
     }
 
     #[test]
-    fn when_all_large_buffers_are_lent_small_ones_serve() {
+    fn the_more_is_lent_the_smaller_are_the_buffers() {
         // Invariant 17
         let pool = Pool::new();
-        let mut held: Vec<Piece> = (0..LENT_MAX).map(|_| pool.lend(1 << 20)).collect();
-        assert!(held.iter_mut().all(|piece| piece.room(1 << 20).len() == PIECE_LARGE));
-        assert_eq!(pool.lend(1 << 20).room(1 << 20).len(), PIECE_SMALL);
+        let size = |held: &mut Vec<Piece>| {
+            held.push(pool.lend(1 << 20));
+            held.last_mut().map(|piece| piece.room(1 << 20).len())
+        };
+        let mut held = Vec::new();
+        for _ in 0..LENT_LARGE / PIECE_LARGE {
+            assert_eq!(size(&mut held), Some(PIECE_LARGE));
+        }
+        for _ in 0..(LENT_MIDDLE - LENT_LARGE) / PIECE_MIDDLE {
+            assert_eq!(size(&mut held), Some(PIECE_MIDDLE));
+        }
+        assert_eq!(size(&mut held), Some(PIECE_SMALL));
+        assert_eq!(pool.lend(PIECE_MIDDLE).room(PIECE_MIDDLE).len(), PIECE_SMALL);
         drop(held);
         assert_eq!(pool.free.lock().unwrap().len(), FREE_MAX);
+        assert_eq!(pool.lent.load(Ordering::Relaxed), 0);
         assert_eq!(pool.lend(1 << 20).room(1 << 20).len(), PIECE_LARGE);
     }
 }

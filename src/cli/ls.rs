@@ -23,7 +23,13 @@ impl Ls {
             return print::json(&tags);
         }
         if tags.is_empty() {
-            return print::line("nothing is kept under that name yet");
+            return print::line(
+                match &self.name {
+                    Some(name) => format!("nothing is kept under `{name}` yet"),
+                    None => "nothing is kept yet".to_owned(),
+                }
+                .as_str(),
+            );
         }
         let now = Clock::system().now();
         let rows = tags.iter().map(|tag| {

@@ -56,21 +56,25 @@ impl Serve {
     }
 }
 
-/// Ends on Ctrl-C or SIGTERM; a second one ends at once.
+/// Ends on Ctrl-C, SIGTERM or SIGHUP; a second one ends at once.
 fn stop_on_signal(stop: CancellationToken) -> Result<(), Failure> {
     let listen = |kind| signal(kind).map_err(|why| Failure::new(&why, None));
     let (mut interrupt, mut terminate) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
+    // Sent when the terminal goes away.
+    let mut hangup = listen(SignalKind::hangup())?;
     tokio::spawn(async move {
         let mut either = async || {
             tokio::select! {
                 _ = interrupt.recv() => {}
                 _ = terminate.recv() => {}
+                _ = hangup.recv() => {}
             }
         };
         either().await;
         tracing::info!("stopping: running replies may end; a second signal stops at once");
         stop.cancel();
         either().await;
+        tracing::warn!("stopped at once: running replies were cut");
         std::process::exit(130);
     });
     Ok(())
@@ -92,7 +96,8 @@ fn banner(app: &App) -> Result<(), Failure> {
     for address in app.addresses() {
         print::line(&format!("listening on http://{address}"))?;
     }
-    print::line(&format!("data in {}", app.settings().server.data.display()))?;
+    let data = &app.settings().server.data;
+    print::line(&format!("data in {}", data.canonicalize().as_ref().unwrap_or(data).display()))?;
     print::line(&format!("the gate is {}", super::gate::describe(&app.gate().status(), Clock::system().now())))?;
     print::line("\nroutes:")?;
     let routes = app.routes().describe();

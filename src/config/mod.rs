@@ -203,12 +203,28 @@ impl Settings {
             let key: Vec<&str> = wrong.key.iter().map(String::as_str).collect();
             return Err(layers.wrong(&key, wrong.message));
         }
-        if let Err(why) = self.log.level.parse::<tracing_subscriber::filter::Targets>() {
-            let message = format!("`{}` is not a level ({why}); write `info` or `debug`", self.log.level);
+        if !is_filter(&self.log.level) {
+            let level = &self.log.level;
+            let message = format!(
+                "`{level}` is not a level; write error, warn, info, debug or trace, or a filter such as info,sealock::pull=debug"
+            );
             return Err(layers.wrong(&["log", "level"], message));
+        }
+        if self.server.data.as_os_str().is_empty() {
+            return Err(layers.wrong(&["server", "data"], "write the folder for the data".to_owned()));
         }
         Ok(())
     }
+}
+
+/// Whether it says what to log. A single word is a level: as a target, which it could be too, it would log nothing.
+fn is_filter(text: &str) -> bool {
+    text.parse::<tracing_subscriber::filter::Targets>().is_ok()
+        && text.split(',').all(|part| {
+            part.contains('=')
+                || part.contains("::")
+                || part.trim().parse::<tracing_subscriber::filter::LevelFilter>().is_ok()
+        })
 }
 
 impl PullSettings {

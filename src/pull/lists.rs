@@ -63,7 +63,10 @@ impl Pull {
                 let known = self.0.store.has_repository(repository).await.map_err(|why| stored(what(), why))?;
                 if !some_kept && !known {
                     let offline_miss = ask.target.source.as_ref().map(|source| source.policy.offline_miss);
-                    return Err(why.miss(what(), offline_miss.unwrap_or(crate::names::OfflineMiss::NotFound)));
+                    return Err(match why.miss(what(), offline_miss.unwrap_or(crate::names::OfflineMiss::NotFound)) {
+                        Miss::Closed { what, refusal, .. } => Miss::NotListed { what, refusal },
+                        miss => miss,
+                    });
                 }
                 stale = Some(format!("only what is kept is listed: {why}"));
             }

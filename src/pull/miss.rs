@@ -13,13 +13,18 @@ use crate::upstream::UpstreamError;
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Miss {
     /// A local name under which nothing is kept.
-    #[error("`{name}` is not a name of this registry: nothing is kept under it and no route leads to an upstream")]
+    #[error(
+        "`{name}` is not a name of this registry: nothing is kept under it and no route leads to an upstream; put the upstream's host in front, as in docker.io/library/alpine"
+    )]
     UnknownName { name: String },
     /// Not kept, and the gate is closed.
     #[error(
         "{what} is not kept here and {refusal}; it is noted as wanted and comes with the first pull while the gate is open"
     )]
     Closed { what: String, refusal: Refusal, offline_miss: OfflineMiss },
+    /// A list of which nothing is kept, and the gate is closed.
+    #[error("{what} is not kept here and {refusal}; ask again while the gate is open")]
+    NotListed { what: String, refusal: Refusal },
     /// A manifest is kept whose config or layers are not, and the gate is closed.
     #[error(
         "{what} is kept only in part and {refusal}; it is noted as wanted and is completed by the first pull while the gate is open"
@@ -57,7 +62,7 @@ impl Miss {
     /// Whether it belongs on the wanted list: a route leads to it and it could not be had now.
     pub(super) fn is_wanted(&self) -> bool {
         match self {
-            Self::UnknownName { .. } | Self::NotFound { .. } | Self::GaveUp { .. } => false,
+            Self::UnknownName { .. } | Self::NotFound { .. } | Self::GaveUp { .. } | Self::NotListed { .. } => false,
             Self::Closed { .. } | Self::InPart { .. } | Self::AnonymousDenied { .. } => true,
             Self::CredentialsDenied { .. } | Self::RateLimited { .. } | Self::Unreachable { .. } => true,
             Self::TimedOut { .. } | Self::WrongBytes { .. } | Self::Store { .. } | Self::Busy { .. } => true,

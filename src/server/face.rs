@@ -131,7 +131,7 @@ impl Call<'_> {
     pub(super) fn missed(&self, miss: &Miss, wanted: Wanted) -> Problem {
         let id = self.id;
         match miss {
-            Miss::UnknownName { .. } | Miss::NotFound { .. } => debug!(%id, "{miss}"),
+            Miss::UnknownName { .. } | Miss::NotFound { .. } | Miss::NotListed { .. } => debug!(%id, "{miss}"),
             Miss::Closed { .. } | Miss::InPart { .. } | Miss::AnonymousDenied { .. } => info!(%id, "{miss}"),
             Miss::CredentialsDenied { .. }
             | Miss::RateLimited { .. }

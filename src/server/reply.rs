@@ -96,7 +96,7 @@ impl Problem {
                     _ => Self::new(S::NOT_FOUND, wanted.unknown(), said()),
                 }
             }
-            Miss::NotFound { .. } => Self::new(S::NOT_FOUND, wanted.unknown(), said()),
+            Miss::NotFound { .. } | Miss::NotListed { .. } => Self::new(S::NOT_FOUND, wanted.unknown(), said()),
             Miss::AnonymousDenied { .. } => Self::new(S::NOT_FOUND, "NAME_UNKNOWN", said()),
             // Never 401: the client would look for credentials to send to us.
             Miss::CredentialsDenied { .. } => Self::new(S::FORBIDDEN, "DENIED", said()),

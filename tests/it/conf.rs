@@ -114,6 +114,8 @@ fn a_wrong_setting_is_one_line_with_file_line_and_key() {
         ("[pull]\noffline_miss = 500", "site.toml:2: pull.offline_miss: write 404 or 503"),
         ("[pull]\nplatforms = [\"amd64\"]", "write one as `linux/amd64`"),
         ("[log]\nlevel = \"loud=very\"", "site.toml:2: log.level"),
+        ("[log]\nlevel = \"loud\"", "site.toml:2: log.level: `loud` is not a level"),
+        ("[server]\ndata = \"\"", "site.toml:2: server.data: write the folder"),
         (
             "[gate]\nwindows = [{ when = \"often\", for = \"2h\" }]",
             "site.toml:2: gate.windows.0.when: `often` is not a cron expression",

@@ -172,7 +172,8 @@ fn routes() -> Routes {
     };
     let app = route("app", "team/app", OfflineMiss::NotFound);
     let patient = route("patient", "team/patient", OfflineMiss::Unavailable);
-    Routes::new(vec![host], vec![app, patient]).unwrap()
+    let lab = route("lab/**", "team/**", OfflineMiss::NotFound);
+    Routes::new(vec![host], vec![app, patient, lab]).unwrap()
 }
 
 #[tokio::test]
@@ -399,7 +400,19 @@ async fn a_wrong_order_is_refused_with_a_hint() {
     let order = OpenOrder { why: Some("x".repeat(100_000)), ..OpenOrder::default() };
     let error = site.admin().open_gate(&order).await.unwrap_err();
     assert!(error.to_string().starts_with("cannot read the order"), "{error}");
+    let order = OpenOrder { for_ms: Some(0), ..OpenOrder::default() };
+    let error = site.admin().open_gate(&order).await.unwrap_err();
+    assert_eq!(error.to_string(), "an opening must last longer than 0s");
     assert!(!site.admin().gate().await.unwrap().open);
+}
+
+#[tokio::test]
+async fn an_unknown_list_is_not_said_to_be_noted_as_wanted() {
+    let site = Site::start().await;
+    let (status, code, message) = site.get("/v2/reg.test/team/other/tags/list").await.error();
+    assert_eq!((status, code.as_str()), (404, "NAME_UNKNOWN"));
+    assert!(message.ends_with("ask again while the gate is open"), "{message}");
+    assert!(site.admin().wanted().await.unwrap().is_empty());
 }
 
 #[tokio::test]
@@ -421,12 +434,24 @@ async fn the_status_tells_what_is_here() {
 async fn the_list_takes_names_as_clients_write_them() {
     let site = Site::start().await;
     let admin = site.admin();
-    for name in [None, Some("app"), Some("reg.test"), Some("reg.test/team"), Some("reg.test/team/app"), Some("team/**")]
-    {
+    for name in [
+        None,
+        Some("app"),
+        Some("reg.test"),
+        Some("reg.test/team"),
+        Some("reg.test/team/app"),
+        Some("team/**"),
+        Some("lab"),
+        Some("lab/app"),
+    ] {
         let lines = admin.list(name).await.unwrap();
         assert_eq!(lines.len(), 3, "{name:?}");
         assert_eq!((lines[0].repository.as_str(), lines[0].tag.as_str()), ("reg.test/team/app", "1"));
     }
+    for name in ["app:1", "lab/app:1", "reg.test/team/app:1"] {
+        assert_eq!(admin.list(Some(name)).await.unwrap().len(), 1, "{name}");
+    }
+    assert!(admin.list(Some("app:9")).await.unwrap().is_empty());
     assert!(admin.list(Some("reg.test/other")).await.unwrap().is_empty());
     assert!(admin.list(Some("other")).await.unwrap().is_empty());
 }

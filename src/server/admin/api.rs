@@ -82,6 +82,12 @@ impl Office {
             }
         }
         let lasting = order.for_ms.map(Duration::from_millis);
+        if lasting == Some(Duration::ZERO) {
+            return Err(Trouble::wrong(
+                "an opening must last longer than 0s",
+                "to close the gate, use `sealock gate close`",
+            ));
+        }
         let who = who(order.who, uid);
         Ok(self.source.gate.open(Order { who, why: order.why }, lasting, order.upstream.as_deref()).await?)
     }
@@ -111,26 +117,45 @@ impl Office {
         })
     }
 
-    /// Tags below `name`, which may be a name as clients write it, or begin with an upstream's host.
+    /// Tags below `name`, which is as clients write it, perhaps with a tag, or the beginning of that.
     async fn list(&self, name: Option<&str>) -> Result<Vec<TagLine>, Trouble> {
-        let store = &self.source.store;
         let Some(name) = name else {
-            return Ok(store.list(None, None).await?);
+            return Ok(self.source.store.list(None, None).await?);
         };
-        let (first, rest) = name.split_once('/').map_or((name, None), |(first, rest)| (first, Some(rest)));
-        if self.source.upstreams.iter().any(|upstream| upstream.host() == first) {
-            return Ok(store.list(Some(&Origin::Upstream(first.into())), rest).await?);
+        let (name, tag) = match name.rsplit_once(':') {
+            Some((name, tag)) if !tag.contains('/') => (name, Some(tag)),
+            _ => (name, None),
+        };
+        let mut lines = Vec::new();
+        for (origin, below) in self.places(name) {
+            lines.extend(self.source.store.list(origin.as_ref(), below.as_deref()).await?);
         }
+        lines.retain(|line| tag.is_none_or(|tag| line.tag == tag));
+        lines.sort_by(|a, b| (&a.repository, &a.tag).cmp(&(&b.repository, &b.tag)));
+        lines.dedup_by(|a, b| (&a.repository, &a.tag) == (&b.repository, &b.tag));
+        Ok(lines)
+    }
+
+    /// Where what clients call `name`, or something below it, is kept: the origin, and how repositories begin there.
+    fn places(&self, name: &str) -> Vec<(Option<Origin>, Option<String>)> {
+        let mut places = vec![(None, Some(name.to_owned()))];
         let parsed = name.parse::<RepositoryName>().ok();
-        let target = parsed.and_then(|name| self.source.routes.resolve(&name, None).ok());
-        match target.filter(|target| target.source.is_some()) {
-            Some(target) => {
-                let repository = target.repository;
-                Ok(store.list(Some(&repository.origin), Some(repository.name.as_str())).await?)
-            }
-            // A local name, or the beginning of a route's pattern.
-            None => Ok(store.list(None, Some(name)).await?),
+        if let Some(target) = parsed.and_then(|name| self.source.routes.resolve(&name, None).ok()) {
+            places.push((Some(target.repository.origin), Some(target.repository.name.to_string())));
         }
+        for (pattern, _, goes_to) in self.source.routes.describe() {
+            let prefix = pattern.trim_end_matches("/**");
+            let below = prefix.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+            let Some((host, repository)) = goes_to.trim_end_matches("**").split_once('/') else { continue };
+            let origin = || Some(Origin::Upstream(host.into()));
+            if below {
+                let repository = repository.trim_end_matches('/');
+                places.push((origin(), (!repository.is_empty()).then(|| repository.to_owned())));
+            } else if let Some(rest) = name.strip_prefix(prefix).and_then(|rest| rest.strip_prefix('/')) {
+                places.push((origin(), Some(format!("{repository}{rest}"))));
+            }
+        }
+        places
     }
 }
 

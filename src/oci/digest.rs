@@ -3,10 +3,13 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+use sha2::digest::common::hazmat::SerializableState;
 use sha2::{Digest as _, Sha256, Sha512};
 
 /// `sha256:<64 hex>` or `sha512:<128 hex>`, lower case.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
 pub enum Digest {
     Sha256([u8; 32]),
     Sha512([u8; 64]),
@@ -76,6 +79,19 @@ impl Algorithm {
         }
     }
 
+    /// The hasher that [`Hasher::state`] was taken of; `None` if it cannot be told from `state`.
+    pub fn resume(self, state: &[u8]) -> Option<Hasher> {
+        match self {
+            Self::Sha256 => Sha256::deserialize(state.try_into().ok()?).ok().map(Hasher::Sha256),
+            Self::Sha512 => Sha512::deserialize(state.try_into().ok()?).ok().map(Hasher::Sha512),
+        }
+    }
+
+    /// The algorithm that digests spell `text`.
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|algorithm| algorithm.as_str() == text)
+    }
+
     /// As digests and the store's folders spell it.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -90,6 +106,21 @@ impl Hasher {
         match self {
             Self::Sha256(hasher) => hasher.update(bytes),
             Self::Sha512(hasher) => hasher.update(bytes),
+        }
+    }
+
+    pub fn algorithm(&self) -> Algorithm {
+        match self {
+            Self::Sha256(_) => Algorithm::Sha256,
+            Self::Sha512(_) => Algorithm::Sha512,
+        }
+    }
+
+    /// What it has come to so far, for [`Algorithm::resume`]. It tells something of the bytes: not for clients.
+    pub fn state(&self) -> Vec<u8> {
+        match self {
+            Self::Sha256(hasher) => hasher.serialize().to_vec(),
+            Self::Sha512(hasher) => hasher.serialize().to_vec(),
         }
     }
 
@@ -114,6 +145,20 @@ impl FromStr for Digest {
             "sha512" => fixed(encoded).map(Self::Sha512),
             _ => Err(InvalidDigest),
         }
+    }
+}
+
+impl TryFrom<String> for Digest {
+    type Error = InvalidDigest;
+
+    fn try_from(text: String) -> Result<Self, InvalidDigest> {
+        text.parse()
+    }
+}
+
+impl From<Digest> for String {
+    fn from(digest: Digest) -> Self {
+        digest.to_string()
     }
 }
 

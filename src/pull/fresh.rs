@@ -9,7 +9,7 @@ use jiff::Timestamp;
 pub struct Known {
     /// When upstream last confirmed the kept tag; `None`: nothing is kept.
     pub checked_at: Option<Timestamp>,
-    /// Pushed or imported: upstream has no say in it until it is released.
+    /// Pushed, imported or pinned: upstream has no say in it until it is released.
     pub ours: bool,
     /// Whether the gate is open for its upstream.
     pub open: bool,

@@ -325,6 +325,10 @@ fn stored(what: String, why: crate::store::StoreError) -> Miss {
 
 /// How a `Warning` says since when nothing was confirmed.
 fn last_confirmed(now: Timestamp, checked_at: Timestamp) -> String {
+    // A pushed tag that was released.
+    if checked_at == Timestamp::UNIX_EPOCH {
+        return "upstream has not confirmed this yet".to_owned();
+    }
     let age = Duration::try_from(now.duration_since(checked_at)).unwrap_or_default();
     format!("upstream last confirmed this {} ago", crate::size::Span(age))
 }

@@ -26,7 +26,8 @@ impl Pull {
         let refusal = ask.target.source.as_ref().and_then(|source| self.0.gate.refusal(&source.upstream));
         let known = Known {
             checked_at: record.as_ref().map(|record| record.checked_at),
-            ours: ask.target.source.is_none() || record.as_ref().is_some_and(|r| r.source != TagSource::Filled),
+            ours: ask.target.source.is_none()
+                || record.as_ref().is_some_and(|r| r.pinned || r.source != TagSource::Filled),
             open: refusal.is_none(),
         };
         let fresh_for = ask.target.source.as_ref().map_or(Duration::MAX, |source| source.policy.fresh_for);
@@ -192,7 +193,14 @@ impl Pull {
         };
         // On a full disk it passes unkept; then the tag stays where it was.
         if store.manifest(repository, &kept.manifest.digest).await?.is_some() {
-            store.point_tag(repository, tag, &kept.manifest.digest, TagSource::Filled).await?;
+            let moved = store.point_tag(repository, tag, &kept.manifest.digest, TagSource::Filled).await?;
+            // It was pushed or pinned meanwhile.
+            if !moved
+                && let Some(record) = store.tag(repository, tag).await?
+                && let Some(ours) = store.manifest(repository, &record.digest).await?
+            {
+                return Ok(ours);
+            }
         }
         Ok(kept)
     }

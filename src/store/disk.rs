@@ -17,8 +17,11 @@ use rustix::io::Errno;
 
 use super::faults::{Faults, Step};
 use super::lock::{Lock, lock};
-use super::{ROOM_LEFT_BYTES, StoreError};
+use super::{ROOM_LEFT_BYTES, StoreError, UploadId};
 use crate::oci::{Algorithm, Digest, MANIFEST_SIZE_MAX};
+
+/// What the names of uploads' files in `staging/` begin with.
+pub const UPLOAD_PREFIX: &str = "upload-";
 
 /// The folders of a store, and whether they may still be written to.
 #[derive(Debug)]
@@ -28,6 +31,8 @@ pub struct Disk {
     sha512: File,
     /// Digests that have a [`Staged`](super::Staged) now.
     pub(super) claimed: Mutex<HashSet<Digest>>,
+    /// Uploads that are written to, or removed, now.
+    pub(super) uploads_open: Mutex<HashSet<UploadId>>,
     manifests_staged: AtomicU64,
     read_only: AtomicBool,
     faults: Faults,
@@ -61,6 +66,7 @@ impl Disk {
             sha256,
             sha512,
             claimed: Mutex::default(),
+            uploads_open: Mutex::default(),
             manifests_staged: AtomicU64::new(0),
             read_only: AtomicBool::new(false),
             faults,
@@ -78,6 +84,10 @@ impl Disk {
 
     pub fn staged(&self, digest: &Digest) -> PathBuf {
         self.staging().join(format!("{}-{}", digest.algorithm(), digest.hex()))
+    }
+
+    pub fn upload(&self, id: &UploadId) -> PathBuf {
+        self.staging().join(format!("{UPLOAD_PREFIX}{id}"))
     }
 
     pub fn blob(&self, digest: &Digest) -> PathBuf {
@@ -126,16 +136,36 @@ impl Disk {
         Err(StoreError::io("commit to", &self.catalog(), source))
     }
 
+    /// Makes the bytes of `file`, staged at `staged`, durable. Blocking. Where it fails, what was not durable before
+    /// must not be believed: the page cache shows what the disk does not have.
+    pub fn sync_staged(&self, file: &File, staged: &Path) -> Result<(), StoreError> {
+        self.writable()?;
+        let synced = self.step(Step::SyncFile).and_then(|()| file.sync_data());
+        synced.map_err(|source| {
+            self.turn_read_only(&source);
+            StoreError::io("fsync", staged, source)
+        })
+    }
+
+    /// Makes the names in `staging/` durable. Blocking.
+    pub fn sync_staging(&self) -> Result<(), StoreError> {
+        let staging = self.staging();
+        let synced = self.step(Step::SyncFolder).and_then(|()| File::open(&staging)?.sync_all());
+        synced.map_err(|source| {
+            self.turn_read_only(&source);
+            StoreError::io("fsync", &staging, source)
+        })
+    }
+
     /// Makes `file`, staged at `staged`, durable and gives it the name of `digest`, of which its bytes must be
     /// verified. A file that could not be made durable is removed.
     pub fn place(&self, file: &File, staged: &Path, digest: &Digest) -> Result<(), StoreError> {
-        self.writable()?;
-        let synced = self.step(Step::SyncFile).and_then(|()| file.sync_data());
-        if let Err(source) = synced {
-            self.turn_read_only(&source);
-            remove(staged);
-            return Err(StoreError::io("fsync", staged, source));
-        }
+        self.sync_staged(file, staged).inspect_err(|_| remove(staged))?;
+        self.name(staged, digest)
+    }
+
+    /// Gives the file staged at `staged`, whose bytes must be verified and durable, the name of `digest`. Blocking.
+    pub fn name(&self, staged: &Path, digest: &Digest) -> Result<(), StoreError> {
         let blob = self.blob(digest);
         let renamed = self.step(Step::Rename).and_then(|()| fs::rename(staged, &blob));
         renamed.map_err(|source| StoreError::io("rename to", &blob, source))?;

@@ -79,9 +79,11 @@ pub enum Touch {
     Tag(RepositoryId, Tag),
     Manifest(Digest),
     ManifestGrant(RepositoryId, Digest),
+    ManifestGrantLost(RepositoryId, Digest),
     BlobKept(Digest, u64),
     BlobLost(Digest),
     BlobGrant(RepositoryId, Digest),
+    BlobGrantLost(RepositoryId, Digest),
 }
 
 /// Weighs a manifest by its bytes and what parsing made of them.
@@ -166,12 +168,14 @@ impl Memory {
                 Touch::Tag(repository, tag) => self.tags.drop_entry(&(repository, tag)),
                 Touch::Manifest(digest) => self.manifests.drop_entry(&digest),
                 Touch::ManifestGrant(repository, digest) => self.manifest_grants.put((repository, digest), ()),
+                Touch::ManifestGrantLost(repository, digest) => self.manifest_grants.drop_entry(&(repository, digest)),
                 Touch::BlobKept(digest, size) => self.blobs.put(digest, Arc::new(HeldBlob::new(size))),
                 Touch::BlobLost(digest) => {
                     self.blobs.drop_entry(&digest);
                     self.files.drop_entry(&digest);
                 }
                 Touch::BlobGrant(repository, digest) => self.blob_grants.put((repository, digest), ()),
+                Touch::BlobGrantLost(repository, digest) => self.blob_grants.drop_entry(&(repository, digest)),
             }
         }
     }

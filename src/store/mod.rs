@@ -6,7 +6,8 @@
 //!   catalog.sqlite (-wal -shm) rows for what is below `blobs/`; tags and their history; grants; wanted
 //!   blobs/sha256/<hex>         blobs and manifests, verified and durable; also without a row, and then not kept
 //!   blobs/sha512/<hex>
-//!   staging/<alg>-<hex>        unfinished fills, resumed by digest; the rest of `staging/` is removed at the start
+//!   staging/<alg>-<hex>        unfinished fills, resumed by digest
+//!   staging/upload-<id>        unfinished uploads, resumed by id; the rest of `staging/` is removed at the start
 //! ```
 //!
 //! * Content is visible only after it was hashed (invariant 2) and is durable before it is visible (invariant 6): file,
@@ -18,13 +19,16 @@
 mod catalog;
 mod check;
 mod disk;
+mod erasing;
 mod error;
 mod faults;
+mod hashed;
 mod lock;
 mod memory;
 mod records;
 mod staged;
 mod staging;
+mod upload;
 
 use std::io;
 use std::net::IpAddr;
@@ -36,12 +40,14 @@ use tokio_util::sync::CancellationToken;
 
 pub use catalog::tags::HISTORY_MAX;
 pub use catalog::wanted::WANTED_MAX;
+pub use erasing::Rollback;
 pub use error::{KeepError, StoreError};
 #[doc(hidden)]
 pub use faults::{Faults, Step};
-pub use records::{KeptBlob, KeptManifest, TagLine, TagRecord, TagSource, Totals, Wanted};
+pub use records::{KeptBlob, KeptManifest, TagLine, TagMove, TagRecord, TagSource, Totals, Wanted};
 pub use staged::Staged;
 pub use staging::{STAGED_BYTES_MAX, STAGED_FILES_MAX};
+pub use upload::{InvalidUploadId, UPLOAD_AGE_MAX, UPLOAD_REST_MAX, UPLOADS_MAX, Upload, UploadError, UploadId};
 
 use catalog::writer::{Change, Writer};
 use catalog::{Pool, read, report, tags, wanted};
@@ -102,6 +108,9 @@ impl Store {
         let writer = Writer::start(connection, disk.clone(), memory.clone(), clock.clone());
         let (closing, check) = (CancellationToken::new(), Mutex::default());
         let store = Self(Arc::new(Inner { disk, memory, readers, writer, clock, closing, check }));
+        if let Err(why) = store.expire_uploads().await {
+            tracing::error!(error = &why as &dyn std::error::Error, "uploads that nobody went on with stay");
+        }
         // Not awaited: a start must not take longer for more blobs, and a reader finds out by itself.
         let check = tokio::spawn(check::at_start(Arc::downgrade(&store.0)));
         *store.0.check.lock().unwrap_or_else(PoisonError::into_inner) = Some(check);
@@ -259,15 +268,16 @@ impl Store {
     }
 
     /// Points the tag (one transaction; appends to its history when the digest changes) and sets `checked_at` to now.
+    /// `false`: it stays as it is, because what a fill brings moves no tag that is pinned, or was pushed or imported.
     pub async fn point_tag(
         &self,
         repository: &Repository,
         tag: &Tag,
         digest: &Digest,
         source: TagSource,
-    ) -> Result<(), StoreError> {
+    ) -> Result<bool, StoreError> {
         let (repository, tag, digest) = (repository.clone(), tag.clone(), *digest);
-        self.0.writer.apply(Change::PointTag { repository, tag, digest, source }).await.map(drop)
+        self.0.writer.apply(Change::PointTag { repository, tag, digest, source }).await
     }
 
     /// At most `limit` tags after `last`, in byte order.

@@ -43,8 +43,21 @@ pub struct TagRecord {
     /// When upstream last confirmed it; for pushed and imported tags, when they came.
     pub checked_at: Timestamp,
     pub moved_at: Timestamp,
+    /// It does not move by fills, and what it names is not collected.
+    pub pinned: bool,
     /// The newest digest in its history that is complete, `digest` itself included (invariant 5).
     pub newest_complete: Option<Digest>,
+}
+
+/// A line of a tag's history.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TagMove {
+    /// `None`: the tag was deleted.
+    pub digest: Option<Digest>,
+    pub source: TagSource,
+    pub moved_at: Timestamp,
+    /// Whether the tag can be rolled back to it.
+    pub kept: bool,
 }
 
 /// A name that was asked for while it could not be had.

@@ -1,11 +1,12 @@
-//! What earlier runs left in `staging/`: resumable fills stay, within a bound; the rest goes.
+//! What earlier runs left in `staging/`: resumable fills stay, within a bound, and uploads; the rest goes.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use super::disk::remove;
+use super::UploadId;
+use super::disk::{UPLOAD_PREFIX, remove};
 use crate::oci::Digest;
 
 /// Most bytes of unfinished fills that outlive a start; beyond that the longest untouched go first.
@@ -39,6 +40,15 @@ pub fn tidy(staging: &Path) {
     }
 }
 
+/// The uploads that have a file in `staging`. Blocking.
+pub fn uploads(staging: &Path) -> io::Result<Vec<UploadId>> {
+    let mut uploads = Vec::new();
+    for entry in fs::read_dir(staging)? {
+        uploads.extend(upload(&entry?.path()));
+    }
+    Ok(uploads)
+}
+
 /// Bytes in `staging` now. Blocking.
 pub fn size_bytes(staging: &Path) -> io::Result<u64> {
     let sizes = fs::read_dir(staging)?.map(|entry| match entry?.metadata() {
@@ -58,6 +68,8 @@ fn leftovers(staging: &Path) -> io::Result<Vec<Leftover>> {
         let (path, metadata) = (entry.path(), entry.metadata()?);
         if metadata.is_dir() {
             tracing::error!(path = %path.display(), "this folder does not belong in the staging folder");
+        } else if metadata.is_file() && upload(&path).is_some() {
+            // Whether it still has a row is seen once the catalog is open.
         } else if metadata.is_file() && is_resumable(&path) {
             let changed = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
             leftovers.push(Leftover { path, size: metadata.len(), changed });
@@ -66,6 +78,11 @@ fn leftovers(staging: &Path) -> io::Result<Vec<Leftover>> {
         }
     }
     Ok(leftovers)
+}
+
+/// The upload whose file [`Disk::upload`](super::disk::Disk::upload) puts at `path`.
+fn upload(path: &Path) -> Option<UploadId> {
+    path.file_name()?.to_str()?.strip_prefix(UPLOAD_PREFIX)?.parse().ok()
 }
 
 /// Whether the name is one that [`Disk::staged`](super::disk::Disk::staged) makes.

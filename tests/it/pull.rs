@@ -238,6 +238,25 @@ async fn a_fill_that_the_gate_cuts_is_resumed_also_after_a_restart() {
 }
 
 #[tokio::test]
+async fn a_pinned_tag_stays_and_a_released_one_follows_upstream_at_once() {
+    let far = FarRegistry::start().await;
+    let old = far.put_image(REPOSITORY, "6", &[b"old"]);
+    let site = site(&far).gate_open().start().await;
+    pull(&site, NAME, "6", &old).await;
+    site.app.pull().settled().await;
+    let (store, tag) = (site.app.store(), "6".parse().unwrap());
+    let kept_in = site.app.routes().resolve(&NAME.parse().unwrap(), None).unwrap().repository;
+    store.pin_tag(&kept_in, &tag, true).await.unwrap();
+    let new = far.put_image(REPOSITORY, "6", &[b"new"]);
+    site.advance(Duration::from_secs(3600));
+    let asked = far.requests().len();
+    assert_eq!(site.manifest(NAME, "6").await.body, old.bytes);
+    assert_eq!(far.requests().len(), asked, "upstream has no say in it");
+    store.release_tag(&kept_in, &tag).await.unwrap();
+    assert_eq!(site.manifest(NAME, "6").await.body, new.bytes);
+}
+
+#[tokio::test]
 async fn a_tag_follows_upstream_when_it_is_no_longer_fresh() {
     // Invariants 5, 18
     let far = FarRegistry::start().await;

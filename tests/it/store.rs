@@ -5,9 +5,12 @@
 mod completeness;
 mod content;
 mod crash;
+mod crash_push;
 mod disk;
+mod erasing;
 mod reports;
 mod tags;
+mod uploads;
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -94,6 +97,13 @@ async fn rows(site: &Site, sql: &'static str) -> i64 {
     let options = sqlx::sqlite::SqliteConnectOptions::new().filename(site.data().join("catalog.sqlite"));
     let mut connection = sqlx::ConnectOptions::connect(&options).await.unwrap();
     sqlx::query_scalar(sql).fetch_one(&mut connection).await.unwrap()
+}
+
+/// Changes the catalog past the store.
+async fn change(site: &Site, sql: &'static str) {
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(site.data().join("catalog.sqlite"));
+    let mut connection = sqlx::ConnectOptions::connect(&options).await.unwrap();
+    sqlx::query(sql).execute(&mut connection).await.unwrap();
 }
 
 /// As a fill does it.

@@ -108,7 +108,7 @@ async fn spread(c: &mut Connection, from: &str, sql: &'static str, touched: &mut
 }
 
 impl Touched {
-    /// The manifest became readable in one more repository: so may what the tags of the indexes around it resolve to.
+    /// The manifest became readable in one more repository, or in one less: so may what the tags of the indexes around it resolve to.
     pub async fn readable(&mut self, c: &mut Connection, manifest: &str) -> Result<(), StoreError> {
         let sql = "SELECT DISTINCT manifest FROM part WHERE digest = $1 AND kind = 'manifest'";
         let indexes = sqlx::query_scalar(sql).bind(manifest).fetch_all(&mut *c).await.map_err(StoreError::catalog)?;

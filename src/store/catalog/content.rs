@@ -55,7 +55,7 @@ pub async fn keep_blob(
     grant_blob(c, to, blob, touched).await
 }
 
-/// Makes a kept blob readable in `to`.
+/// Makes a kept blob readable in `to`, also where it was deleted.
 pub async fn grant_blob(
     c: &mut Connection,
     to: &Repository,
@@ -65,8 +65,28 @@ pub async fn grant_blob(
     let id = repository(c, to).await?;
     let sql = "INSERT INTO blob_grant (repository, digest) VALUES ($1, $2) ON CONFLICT DO NOTHING";
     sqlx::query(sql).bind(id).bind(blob.to_string()).execute(&mut *c).await.map_err(StoreError::catalog)?;
+    let sql = "DELETE FROM blob_deleted WHERE repository = $1 AND digest = $2";
+    sqlx::query(sql).bind(id).bind(blob.to_string()).execute(&mut *c).await.map_err(StoreError::catalog)?;
     touched.blob_grant(id, *blob);
     Ok(())
+}
+
+/// Makes a kept manifest readable in `to`, also where it was deleted.
+pub async fn grant_manifest(
+    c: &mut Connection,
+    to: RepositoryId,
+    manifest: &Digest,
+    touched: &mut Touched,
+) -> Result<(), StoreError> {
+    let text = manifest.to_string();
+    for sql in [
+        "INSERT INTO manifest_grant (repository, digest) VALUES ($1, $2) ON CONFLICT DO NOTHING",
+        "DELETE FROM manifest_deleted WHERE repository = $1 AND digest = $2",
+    ] {
+        sqlx::query(sql).bind(to).bind(&text).execute(&mut *c).await.map_err(StoreError::catalog)?;
+    }
+    touched.manifest_grant(to, *manifest);
+    touched.readable(c, &text).await
 }
 
 pub async fn has_blob(c: &mut Connection, blob: &Digest) -> Result<bool, StoreError> {
@@ -99,11 +119,8 @@ pub async fn keep_manifest(
         insert_parts(c, manifest, &text).await?;
         complete::manifest_came(c, &text, touched).await?;
     }
-    let sql = "INSERT INTO manifest_grant (repository, digest) VALUES ($1, $2) ON CONFLICT DO NOTHING";
-    sqlx::query(sql).bind(id).bind(&text).execute(&mut *c).await.map_err(StoreError::catalog)?;
     touched.manifest(manifest.digest);
-    touched.manifest_grant(id, manifest.digest);
-    touched.readable(c, &text).await
+    grant_manifest(c, id, &manifest.digest, touched).await
 }
 
 /// The blob's file is gone or has another length: it is not kept.

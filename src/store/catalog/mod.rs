@@ -5,9 +5,11 @@
 
 pub mod complete;
 pub mod content;
+pub mod erase;
 pub mod read;
 pub mod report;
 pub mod tags;
+pub mod uploads;
 pub mod wanted;
 pub mod writer;
 
@@ -27,6 +29,7 @@ use crate::oci::Digest;
 /// What SQL is spoken to.
 pub type Connection = SqliteConnection;
 pub type Pool = SqlitePool;
+pub type Database = sqlx::Sqlite;
 
 /// Connections that read.
 const READERS_MAX: u32 = 4;

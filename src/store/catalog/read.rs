@@ -2,9 +2,9 @@
 
 use std::collections::HashSet;
 
-use sqlx::Row;
+use sqlx::{Executor, Row};
 
-use super::{Pool, content, digest, integer, number};
+use super::{Database, Pool, content, digest, integer, number};
 use crate::names::Repository;
 use crate::oci::{Descriptor, Digest, MediaType};
 use crate::store::StoreError;
@@ -19,10 +19,13 @@ pub struct ManifestRow {
     pub complete: bool,
 }
 
-pub async fn repository(readers: &Pool, repository: &Repository) -> Result<Option<RepositoryId>, StoreError> {
+pub async fn repository<'c>(
+    from: impl Executor<'c, Database = Database>,
+    repository: &Repository,
+) -> Result<Option<RepositoryId>, StoreError> {
     let (origin, name) = content::key(repository);
     let sql = "SELECT id FROM repository WHERE origin = $1 AND name = $2";
-    sqlx::query_scalar(sql).bind(origin).bind(name).fetch_optional(readers).await.map_err(StoreError::catalog)
+    sqlx::query_scalar(sql).bind(origin).bind(name).fetch_optional(from).await.map_err(StoreError::catalog)
 }
 
 /// Whether the repository holds anything.
@@ -40,16 +43,22 @@ pub async fn blob_size(readers: &Pool, blob: &Digest) -> Result<Option<u64>, Sto
     Ok(size.map(number))
 }
 
-/// The size of a kept blob that the repository may read: granted itself, or named by a manifest that is.
-pub async fn granted_blob_size(readers: &Pool, id: RepositoryId, blob: &Digest) -> Result<Option<u64>, StoreError> {
-    let sql = "SELECT size FROM blob WHERE digest = $2 AND (
+/// The size of a kept blob that the repository may read: granted itself, or named by a manifest that is; and not
+/// deleted there.
+pub async fn granted_blob_size<'c>(
+    from: impl Executor<'c, Database = Database>,
+    id: RepositoryId,
+    blob: &Digest,
+) -> Result<Option<u64>, StoreError> {
+    let sql = "SELECT size FROM blob WHERE digest = $2
+        AND NOT EXISTS (SELECT 1 FROM blob_deleted WHERE repository = $1 AND digest = $2) AND (
             EXISTS (SELECT 1 FROM blob_grant WHERE repository = $1 AND digest = $2)
             OR EXISTS (SELECT 1 FROM part p JOIN manifest_grant g ON g.digest = p.manifest AND g.repository = $1
                 WHERE p.digest = $2 AND p.kind IN ('config', 'layer', 'foreign')))";
     let size: Option<i64> = sqlx::query_scalar(sql)
         .bind(id)
         .bind(blob.to_string())
-        .fetch_optional(readers)
+        .fetch_optional(from)
         .await
         .map_err(StoreError::catalog)?;
     Ok(size.map(number))

@@ -14,7 +14,8 @@ use crate::store::{StoreError, TagRecord, TagSource};
 /// Digests that a tag's history remembers, besides the newest complete one, which is never forgotten.
 pub const HISTORY_MAX: i64 = 32;
 
-/// The newest digest in the history of tag `$2` of repository `$1` that is complete and can be had whole there.
+/// The newest digest in the history of tag `$2` of repository `$1`, since it was last deleted, that is complete and can
+/// be had whole there.
 macro_rules! newest_complete {
     ($column:literal) => {
         concat!(
@@ -23,14 +24,18 @@ macro_rules! newest_complete {
             " FROM tag_history h
                 JOIN manifest m ON m.digest = h.digest AND m.complete
                 JOIN manifest_grant g ON g.repository = h.repository AND g.digest = h.digest
-            WHERE h.repository = $1 AND h.tag = $2 AND ",
+            WHERE h.repository = $1 AND h.tag = $2
+                AND h.position > COALESCE((SELECT MAX(d.position) FROM tag_history d
+                    WHERE d.repository = $1 AND d.tag = $2 AND d.digest IS NULL), 0)
+                AND ",
             is_whole_in!("h.repository", "h.digest"),
             " ORDER BY h.position DESC LIMIT 1"
         )
     };
 }
 
-/// Points the tag; its history grows when the digest changes.
+/// Points the tag; its history grows when the digest changes. `false`: it stays, because what a fill brings moves
+/// neither a pinned tag nor one that was pushed or imported.
 pub async fn point(
     c: &mut Connection,
     repository: &Repository,
@@ -39,8 +44,28 @@ pub async fn point(
     source: TagSource,
     now_ms: i64,
     touched: &mut Touched,
-) -> Result<(), StoreError> {
+) -> Result<bool, StoreError> {
     let id = content::repository(c, repository).await?;
+    let sql =
+        "SELECT EXISTS (SELECT 1 FROM tag WHERE repository = $1 AND name = $2 AND (pinned OR source <> 'filled'))";
+    let ours = sqlx::query_scalar(sql).bind(id).bind(tag.as_str()).fetch_one(&mut *c).await;
+    if ours.map_err(StoreError::catalog)? && source == TagSource::Filled {
+        return Ok(false);
+    }
+    set(c, id, tag, to, source, now_ms, touched).await?;
+    Ok(true)
+}
+
+/// Points the tag, whatever it is.
+pub async fn set(
+    c: &mut Connection,
+    id: RepositoryId,
+    tag: &Tag,
+    to: &Digest,
+    source: TagSource,
+    now_ms: i64,
+    touched: &mut Touched,
+) -> Result<(), StoreError> {
     let (name, to) = (tag.as_str(), to.to_string());
     let named: Option<String> = sqlx::query_scalar("SELECT digest FROM tag WHERE repository = $1 AND name = $2")
         .bind(id)
@@ -56,15 +81,27 @@ pub async fn point(
     let pointed = sqlx::query(sql).bind(id).bind(name).bind(&to).bind(source.as_str()).bind(now_ms);
     pointed.execute(&mut *c).await.map_err(StoreError::catalog)?;
     if moves {
-        let sql = "INSERT INTO tag_history (repository, tag, position, digest, source, moved_at)
-            SELECT $1, $2, COALESCE(MAX(position), 0) + 1, $3, $4, $5
-            FROM tag_history WHERE repository = $1 AND tag = $2";
-        let added = sqlx::query(sql).bind(id).bind(name).bind(&to).bind(source.as_str()).bind(now_ms);
-        added.execute(&mut *c).await.map_err(StoreError::catalog)?;
-        thin_out(c, id, name).await?;
+        remember(c, id, name, Some(&to), source, now_ms).await?;
     }
     touched.tag(id, tag.clone());
     Ok(())
+}
+
+/// Adds a line to the tag's history: what it names now, or that it was deleted.
+pub async fn remember(
+    c: &mut Connection,
+    id: RepositoryId,
+    tag: &str,
+    named: Option<&str>,
+    source: TagSource,
+    now_ms: i64,
+) -> Result<(), StoreError> {
+    let sql = "INSERT INTO tag_history (repository, tag, position, digest, source, moved_at)
+        SELECT $1, $2, COALESCE(MAX(position), 0) + 1, $3, $4, $5
+        FROM tag_history WHERE repository = $1 AND tag = $2";
+    let added = sqlx::query(sql).bind(id).bind(tag).bind(named).bind(source.as_str()).bind(now_ms);
+    added.execute(&mut *c).await.map_err(StoreError::catalog)?;
+    thin_out(c, id, tag).await
 }
 
 async fn thin_out(c: &mut Connection, id: RepositoryId, tag: &str) -> Result<(), StoreError> {
@@ -81,7 +118,7 @@ async fn thin_out(c: &mut Connection, id: RepositoryId, tag: &str) -> Result<(),
 
 pub async fn read(readers: &Pool, id: RepositoryId, tag: &Tag) -> Result<Option<TagRecord>, StoreError> {
     let sql = concat!(
-        "SELECT digest, source, checked_at, moved_at, (",
+        "SELECT digest, source, checked_at, moved_at, pinned, (",
         newest_complete!("digest"),
         ") AS newest_complete FROM tag WHERE repository = $1 AND name = $2"
     );
@@ -98,6 +135,7 @@ fn record(row: &SqliteRow) -> Result<TagRecord, StoreError> {
         source: source(&text("source")?)?,
         checked_at: time(ms("checked_at")?),
         moved_at: time(ms("moved_at")?),
+        pinned: row.try_get("pinned").map_err(StoreError::catalog)?,
         newest_complete: newest.as_deref().map(digest).transpose()?,
     })
 }

@@ -12,6 +12,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use super::erase::{self, Erase};
+use super::uploads::{self, UploadChange};
 use super::{Connection, content, tags, wanted};
 use crate::clock::Clock;
 use crate::names::Repository;
@@ -71,6 +73,8 @@ pub enum Change {
         reference: String,
     },
     Used(Vec<(Digest, i64)>),
+    Upload(UploadChange),
+    Erase(Erase),
 }
 
 /// What a change has touched so far; told to the memory after the commit.
@@ -235,11 +239,13 @@ async fn make(
             content::lose_manifest(c, manifest, touched).await?;
         }
         Change::PointTag { repository, tag, digest, source } => {
-            tags::point(c, repository, tag, digest, *source, now_ms, touched).await?;
+            return tags::point(c, repository, tag, digest, *source, now_ms, touched).await;
         }
         Change::NoteWanted { name, reference, client } => wanted::note(c, name, reference, *client, now_ms).await?,
         Change::ForgetWanted { name, reference } => wanted::forget(c, name, reference).await?,
         Change::Used(used) => content::note_used(c, used).await?,
+        Change::Upload(change) => return uploads::make(c, change, now_ms, touched).await,
+        Change::Erase(change) => return erase::make(c, change, now_ms, touched).await,
     }
     Ok(true)
 }
@@ -291,6 +297,10 @@ impl Touched {
         self.0.push(Touch::ManifestGrant(repository, manifest));
     }
 
+    pub fn manifest_grant_lost(&mut self, repository: RepositoryId, manifest: Digest) {
+        self.0.push(Touch::ManifestGrantLost(repository, manifest));
+    }
+
     pub fn blob_kept(&mut self, blob: Digest, size: u64) {
         self.0.push(Touch::BlobKept(blob, size));
     }
@@ -301,5 +311,9 @@ impl Touched {
 
     pub fn blob_grant(&mut self, repository: RepositoryId, blob: Digest) {
         self.0.push(Touch::BlobGrant(repository, blob));
+    }
+
+    pub fn blob_grant_lost(&mut self, repository: RepositoryId, blob: Digest) {
+        self.0.push(Touch::BlobGrantLost(repository, blob));
     }
 }

@@ -8,9 +8,9 @@ use std::process::{Command, Stdio};
 use super::*;
 
 /// Names the data folder of the process that is to be killed.
-const DATA: &str = "SEALOCK_TEST_CRASH_DATA";
+pub const DATA: &str = "SEALOCK_TEST_CRASH_DATA";
 /// How often it is killed.
-const KILLS: u64 = 25;
+pub const KILLS: u64 = 25;
 
 #[tokio::test]
 async fn what_was_acknowledged_survives_a_kill_at_any_instant() {
@@ -23,7 +23,8 @@ async fn what_was_acknowledged_survives_a_kill_at_any_instant() {
     let mut acknowledged: Vec<String> = Vec::new();
     for _ in 0..KILLS {
         let before = acknowledged.len();
-        run_and_kill(&data, random.usize(0..40), random.u32(0..200_000), &mut acknowledged);
+        let (lines, spins) = (random.usize(0..40), random.u32(0..200_000));
+        run_and_kill("crash::keeps_images_until_it_is_killed", &data, lines, spins, &mut acknowledged);
         let store = Store::open(&data, Clock::system()).await.unwrap();
         verify(&store, &data, &acknowledged[before..]).await;
         store.close().await;
@@ -33,10 +34,10 @@ async fn what_was_acknowledged_survives_a_kill_at_any_instant() {
     assert!(acknowledged.len() > KILLS as usize, "it was killed before it did anything");
 }
 
-/// Starts a process that keeps images, and kills it a while after it acknowledged `lines` steps.
-fn run_and_kill(data: &Path, lines: usize, spins: u32, acknowledged: &mut Vec<String>) {
+/// Starts a process that runs `test` here, and kills it a while after it acknowledged `lines` steps.
+pub fn run_and_kill(test: &str, data: &Path, lines: usize, spins: u32, acknowledged: &mut Vec<String>) {
     let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["store::crash::keeps_images_until_it_is_killed", "--exact", "--nocapture", "--test-threads=1"])
+        .args([&format!("store::{test}"), "--exact", "--nocapture", "--test-threads=1"])
         .env(DATA, data)
         .stdout(Stdio::piped())
         .stderr(Stdio::inherit())

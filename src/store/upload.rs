@@ -1,0 +1,364 @@
+//! Uploads: what clients bring, piece by piece, until its digest is told and right.
+//!
+//! An upload is a row in the catalog and a file in `staging/`. The row says how many bytes are durable and what the
+//! hash had come to after them, so that a restart goes on without reading them again. What the file has beyond that
+//! does not count; a file that has less is no upload any more.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::{Arc, PoisonError};
+
+use jiff::SignedDuration;
+use rustix::rand::{GetRandomFlags, getrandom};
+
+use super::catalog::uploads::{self, UploadChange, UploadRow};
+use super::catalog::writer::Change;
+use super::disk::{Disk, remove};
+use super::hashed::HashedFile;
+use super::{Inner, KeepError, KeptBlob, Store, StoreError, blocking, staging};
+use crate::names::Repository;
+use crate::oci::{Algorithm, Digest, Hasher};
+
+/// Most uploads at once.
+pub const UPLOADS_MAX: usize = 1024;
+/// An upload that was untouched for longer is removed.
+pub const UPLOAD_AGE_MAX: SignedDuration = SignedDuration::from_hours(7 * 24);
+/// Where there are [`UPLOADS_MAX`], the longest untouched makes room for a new one if it was untouched for longer.
+pub const UPLOAD_REST_MAX: SignedDuration = SignedDuration::from_hours(1);
+
+/// Names an upload; 128 random bits as hex, from the operating system.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct UploadId([u8; 16]);
+
+/// Why a text is not an upload's name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("an upload is named by 32 lower-case hexadecimal digits")]
+pub struct InvalidUploadId;
+
+/// Why there is no upload to go on with.
+#[derive(Debug, thiserror::Error)]
+pub enum UploadError {
+    /// Also where it is another repository's or another owner's.
+    #[error("there is no such upload")]
+    Unknown,
+    #[error("another request writes to this upload")]
+    Busy,
+    #[error("{UPLOADS_MAX} uploads are under way")]
+    TooMany,
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// An upload that is written to; nobody else opens it meanwhile. Dropping it forgets what was written since it was
+/// opened.
+pub struct Upload {
+    inner: Arc<Inner>,
+    claim: Claim,
+    repository: Repository,
+    hashed: HashedFile,
+    /// As it was opened.
+    before: Before,
+}
+
+struct Before {
+    written: u64,
+    hasher: Hasher,
+}
+
+/// The right to touch an upload's file; given back when dropped.
+#[derive(Debug)]
+struct Claim {
+    disk: Arc<Disk>,
+    id: UploadId,
+}
+
+impl Store {
+    /// Begins an upload into `repository` for `owner` (a login, or "" for anonymous). `algorithm`: what the client
+    /// says its digest will be of.
+    pub async fn begin_upload(
+        &self,
+        repository: &Repository,
+        owner: &str,
+        algorithm: Option<Algorithm>,
+    ) -> Result<UploadId, UploadError> {
+        let id = UploadId::random()?;
+        let hasher = algorithm.unwrap_or(Algorithm::Sha256).hasher();
+        let begin = UploadChange::Begin {
+            id,
+            repository: repository.clone(),
+            owner: owner.to_owned(),
+            row: UploadRow { size: 0, algorithm: hasher.algorithm(), state: hasher.state() },
+        };
+        let begin = Change::Upload(begin);
+        if self.0.writer.apply(begin.clone()).await? {
+            return Ok(id);
+        }
+        // Clients that were killed leave uploads behind; they must not stop everybody else for days.
+        let began = self.0.remove_untouched(UPLOAD_REST_MAX, 1).await? > 0 && self.0.writer.apply(begin).await?;
+        if began { Ok(id) } else { Err(UploadError::TooMany) }
+    }
+
+    /// Opens it for writing; exclusive. Unknown also when it is another repository's or another owner's.
+    pub async fn open_upload(
+        &self,
+        repository: &Repository,
+        owner: &str,
+        id: &UploadId,
+    ) -> Result<Upload, UploadError> {
+        let (inner, id) = (self.0.clone(), *id);
+        // First of all: whether another writes to it is not for everybody to know.
+        self.upload_size(repository, owner, &id).await?;
+        let claim = Claim::take(&inner.disk, id).ok_or(UploadError::Busy)?;
+        let row = uploads::read(&inner.readers, repository, owner, &id).await?.ok_or(UploadError::Unknown)?;
+        let disk = inner.disk.clone();
+        let Some(hashed) = blocking(move || resume(&disk, &id, &row)).await? else {
+            tracing::warn!(upload = %id, "the file of an upload is shorter than it was: it is given up");
+            inner.end(claim, None).await?;
+            return Err(UploadError::Unknown);
+        };
+        let before = Before { written: hashed.written(), hasher: hashed.hasher().clone() };
+        Ok(Upload { inner, claim, repository: repository.clone(), hashed, before })
+    }
+
+    /// Bytes that it has so far, without opening it; not what another request writes just now.
+    pub async fn upload_size(&self, repository: &Repository, owner: &str, id: &UploadId) -> Result<u64, UploadError> {
+        let row = uploads::read(&self.0.readers, repository, owner, id).await?;
+        row.map(|row| row.size).ok_or(UploadError::Unknown)
+    }
+
+    /// Removes it and what it has.
+    pub async fn cancel_upload(&self, repository: &Repository, owner: &str, id: &UploadId) -> Result<(), UploadError> {
+        self.upload_size(repository, owner, id).await?;
+        let claim = Claim::take(&self.0.disk, *id).ok_or(UploadError::Busy)?;
+        if self.0.end(claim, None).await? { Ok(()) } else { Err(UploadError::Unknown) }
+    }
+
+    /// Removes uploads that were untouched for [`UPLOAD_AGE_MAX`], and files whose upload ended; returns how many
+    /// uploads. Runs by itself at the start.
+    pub async fn expire_uploads(&self) -> Result<u64, StoreError> {
+        let expired = self.0.remove_untouched(UPLOAD_AGE_MAX, UPLOADS_MAX).await?;
+        let staging = self.0.disk.staging();
+        let files = blocking(move || staging::uploads(&staging).map_err(|why| StoreError::io("list", &staging, why)));
+        // In this order: an upload has its row before its file.
+        let (files, rows) = (files.await?, uploads::ids(&self.0.readers).await?);
+        for id in files.into_iter().filter(|id| !rows.contains(id)) {
+            if let Some(claim) = Claim::take(&self.0.disk, id) {
+                claim.remove_file().await?;
+            }
+        }
+        Ok(expired)
+    }
+}
+
+impl Inner {
+    /// Ends at most `limit` uploads that nobody writes to and that were untouched for `age`.
+    async fn remove_untouched(&self, age: SignedDuration, limit: usize) -> Result<u64, StoreError> {
+        let before_ms = self.clock.now().as_millisecond().saturating_sub(age.as_millis() as i64);
+        let mut removed = 0;
+        for id in uploads::untouched(&self.readers, before_ms).await? {
+            if removed == limit as u64 {
+                break;
+            }
+            if let Some(claim) = Claim::take(&self.disk, id)
+                && self.end(claim, Some(before_ms)).await?
+            {
+                tracing::info!(upload = %id, "an unfinished upload that nobody went on with is removed");
+                removed += 1;
+            }
+        }
+        Ok(removed)
+    }
+
+    /// Ends an upload: its row first, so that what is left of it after a crash is a file that nobody knows. With a
+    /// time, only if it was untouched since. `false`: there is no such upload.
+    async fn end(&self, claim: Claim, untouched_since_ms: Option<i64>) -> Result<bool, StoreError> {
+        let change = UploadChange::End { id: claim.id, untouched_since_ms };
+        let ended = self.writer.apply(Change::Upload(change)).await?;
+        if ended {
+            claim.remove_file().await?;
+        }
+        Ok(ended)
+    }
+}
+
+impl Upload {
+    pub fn id(&self) -> UploadId {
+        self.claim.id
+    }
+
+    /// Bytes that it has so far.
+    pub fn written(&self) -> u64 {
+        self.hashed.written()
+    }
+
+    /// Appends and hashes; starts write-back early. Blocking: write(2), no fsync.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+        self.hashed.write(&self.claim.disk, bytes)
+    }
+
+    /// Back to what it had when it was opened: a chunk broke off half-way. No further, because what was there then
+    /// was acknowledged.
+    pub fn rewind(&mut self) {
+        self.hashed.resume(self.before.hasher.clone(), self.before.written);
+    }
+
+    /// Makes what it has durable, and records how much that is and what its hash has come to. Goes on when the caller
+    /// gives up.
+    pub async fn leave(self) -> Result<(), StoreError> {
+        finished(tokio::spawn(self.record()).await)
+    }
+
+    /// Verifies what it has against `digest`, makes it durable under that, records it and makes it readable in its
+    /// repository: as [`Staged::keep`](super::Staged::keep) and [`Store::keep_blob`]. Where the digest is wrong the
+    /// upload is removed. Goes on when the caller gives up.
+    pub async fn keep(self, digest: &Digest) -> Result<KeptBlob, KeepError> {
+        let digest = *digest;
+        finished(tokio::spawn(self.place(digest)).await)
+    }
+
+    async fn record(self) -> Result<(), StoreError> {
+        let Self { inner, claim, hashed, before, .. } = self;
+        let (written, hasher) = (hashed.written(), hashed.hasher().clone());
+        let claim = blocking(move || {
+            hashed.trim()?;
+            if written > before.written {
+                // Where this fails, the row says what was durable before, and the rest is cut off by who opens it next.
+                claim.disk.sync_staged(hashed.file(), hashed.path())?;
+            }
+            if before.written == 0 && written > 0 {
+                claim.disk.sync_staging()?;
+            }
+            Ok(claim)
+        });
+        // Nobody else writes to it before its row is right.
+        let claim = claim.await?;
+        let row = UploadRow { size: written, algorithm: hasher.algorithm(), state: hasher.state() };
+        inner.writer.apply(Change::Upload(UploadChange::Leave { id: claim.id, row })).await.map(drop)
+    }
+
+    async fn place(self, expected: Digest) -> Result<KeptBlob, KeepError> {
+        let Self { inner, claim, repository, hashed, .. } = self;
+        let disk = inner.disk.clone();
+        let placed = blocking(move || {
+            let actual = hashed.digest_as(expected.algorithm())?;
+            let kept = KeptBlob { file: hashed.file().clone(), digest: expected, size: hashed.written() };
+            if actual == expected {
+                hashed.trim()?;
+                disk.sync_staged(hashed.file(), hashed.path())?;
+                disk.name(hashed.path(), &expected)?;
+            }
+            Ok((actual, kept))
+        });
+        let (actual, kept) = placed.await?;
+        if actual != expected {
+            if let Err(why) = inner.end(claim, None).await {
+                tracing::error!(
+                    error = &why as &dyn std::error::Error,
+                    "an upload of wrong bytes could not be removed"
+                );
+            }
+            return Err(KeepError::WrongBytes { expected, actual });
+        }
+        let keep = UploadChange::Keep { id: claim.id, repository, blob: expected, size: kept.size };
+        inner.writer.apply(Change::Upload(keep)).await?;
+        Ok(kept)
+    }
+}
+
+/// The file as the row says; `None` if it has less. Blocking.
+fn resume(disk: &Disk, id: &UploadId, row: &UploadRow) -> Result<Option<HashedFile>, StoreError> {
+    disk.writable()?;
+    let path = disk.upload(id);
+    if row.size > 0 && !path.exists() {
+        return Ok(None);
+    }
+    let mut hashed = HashedFile::open(path, row.size == 0, row.algorithm)?;
+    let length = hashed.length()?;
+    if length < row.size {
+        return Ok(None);
+    }
+    match row.algorithm.resume(&row.state) {
+        Some(hasher) => hashed.resume(hasher, row.size),
+        // Another version of the hash's code wrote it.
+        None => hashed.rehash(row.size)?,
+    }
+    if length > row.size {
+        hashed.trim()?;
+    }
+    Ok(Some(hashed))
+}
+
+/// The outcome of a task that is awaited; its panic goes on here.
+fn finished<T, E: From<StoreError>>(outcome: Result<Result<T, E>, tokio::task::JoinError>) -> Result<T, E> {
+    match outcome {
+        Ok(outcome) => outcome,
+        Err(why) => match why.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(why) => Err(StoreError::catalog(why).into()),
+        },
+    }
+}
+
+impl Claim {
+    fn take(disk: &Arc<Disk>, id: UploadId) -> Option<Self> {
+        let mut open = disk.uploads_open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.insert(id).then(|| Self { disk: disk.clone(), id })
+    }
+
+    async fn remove_file(self) -> Result<(), StoreError> {
+        blocking(move || {
+            remove(&self.disk.upload(&self.id));
+            Ok(())
+        })
+        .await
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.disk.uploads_open.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
+    }
+}
+
+impl UploadId {
+    fn random() -> Result<Self, StoreError> {
+        let mut bits = [0; 16];
+        // So few bytes come whole, and only before the system has gathered its first randomness are they waited for.
+        match getrandom(&mut bits, GetRandomFlags::empty()) {
+            Ok(16) => Ok(Self(bits)),
+            Ok(_) => Err(StoreError::catalog("the system gave too few random bits")),
+            Err(errno) => Err(StoreError::catalog(std::io::Error::from(errno))),
+        }
+    }
+}
+
+impl FromStr for UploadId {
+    type Err = InvalidUploadId;
+
+    fn from_str(text: &str) -> Result<Self, InvalidUploadId> {
+        let mut bits = [0; 16];
+        if text.bytes().any(|b| b.is_ascii_uppercase()) {
+            return Err(InvalidUploadId);
+        }
+        hex::decode_to_slice(text, &mut bits).map_err(|_| InvalidUploadId)?;
+        Ok(Self(bits))
+    }
+}
+
+impl fmt::Display for UploadId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex::encode(self.0))
+    }
+}
+
+impl fmt::Debug for UploadId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl fmt::Debug for Upload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Upload").field("id", &self.claim.id).field("hashed", &self.hashed).finish_non_exhaustive()
+    }
+}

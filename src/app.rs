@@ -12,6 +12,7 @@ use crate::config::Settings;
 use crate::gate::{Gate, GateError, Mode};
 use crate::names::{InvalidRoute, Routes};
 use crate::pull::Pull;
+use crate::push::Push;
 use crate::server::admin::{Admin, AdminError, StatusSource};
 use crate::server::{BindError, Listeners, Server};
 use crate::store::{Store, StoreError};
@@ -26,6 +27,7 @@ struct Parts {
     store: Store,
     gate: Gate,
     pull: Pull,
+    push: Push,
     routes: Arc<Routes>,
     server: Server,
     admin: Admin,
@@ -91,8 +93,9 @@ impl App {
         let routes = Arc::new(settings.routes()?);
         let end = CancellationToken::new();
         let pull = Pull::new(store.clone(), gate.clone(), upstreams.clone(), clock.clone(), end.clone());
+        let push = Push::new(store.clone(), settings.push.clone());
         let (face, at) = (settings.server.clone(), clock.clone());
-        let server = Server::new(face, pull.clone(), store.clone(), routes.clone(), at);
+        let server = Server::new(face, pull.clone(), push.clone(), store.clone(), routes.clone(), at);
         let listeners = Listeners::bind(&settings.server.listen).await?;
         let addresses = listeners.addresses();
         let source = StatusSource {
@@ -110,7 +113,19 @@ impl App {
             gate.set_initial(mode).await?;
         }
         let listeners = Mutex::new(Some(listeners));
-        Ok(Self(Arc::new(Parts { settings, store, gate, pull, routes, server, admin, addresses, listeners, end })))
+        Ok(Self(Arc::new(Parts {
+            settings,
+            store,
+            gate,
+            pull,
+            push,
+            routes,
+            server,
+            admin,
+            addresses,
+            listeners,
+            end,
+        })))
     }
 
     /// Serves until `stop`, then lets running replies end, ends the background work, and closes the store.
@@ -127,8 +142,10 @@ impl App {
             // The gate's clock and the admin socket go on until the last client has its reply.
             parts.end.cancel();
         };
-        tokio::join!(serving, parts.gate.run(parts.end.clone()), parts.admin.run(parts.end.clone()));
+        let (gate, admin) = (parts.gate.run(parts.end.clone()), parts.admin.run(parts.end.clone()));
+        tokio::join!(serving, gate, admin, parts.push.run(parts.end.clone()));
         parts.pull.ended().await;
+        parts.push.ended().await;
         if let Err(why) = parts.gate.flush().await {
             error!("cannot write the end of the audit file: {why}");
         }

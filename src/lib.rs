@@ -10,6 +10,7 @@
 //!   └ pull ── store              kept? when last checked? complete?        -> serve
 //!       └── upstream ── gate     permit, dial, send; verify, keep, point the tag
 //! GET …/blobs/sha256:…           the same way; a miss joins or starts a fill, and every client follows the fill's file
+//! PUT …/manifests/…, …/uploads/  server, then push ── store: nothing upstream is asked
 //! ```
 
 pub mod cli;
@@ -21,6 +22,7 @@ pub mod config;
 pub mod server;
 
 pub mod pull;
+pub mod push;
 
 pub mod store;
 pub mod upstream;

@@ -55,6 +55,8 @@ pub struct Policy {
     /// Platforms of an index that are fetched besides those that clients ask for.
     pub platforms: Vec<Platform>,
     pub offline_miss: OfflineMiss,
+    /// Whether clients may push to it and delete there.
+    pub push: bool,
 }
 
 /// How a manifest that is not kept is answered while the gate is closed.
@@ -304,7 +306,13 @@ mod tests {
 
     fn policy() -> Arc<Policy> {
         let fresh_for = Duration::from_secs(900);
-        Arc::new(Policy { fresh_for, prefetch: true, platforms: Vec::new(), offline_miss: OfflineMiss::NotFound })
+        Arc::new(Policy {
+            fresh_for,
+            prefetch: true,
+            platforms: Vec::new(),
+            offline_miss: OfflineMiss::NotFound,
+            push: false,
+        })
     }
 
     fn host(upstream: &str, host: &str, default_namespace: Option<&str>) -> Host {

@@ -13,6 +13,7 @@ pub mod body;
 pub mod far;
 pub mod nginx;
 pub mod process;
+pub mod push;
 pub mod registry;
 pub mod report;
 pub mod sealock;

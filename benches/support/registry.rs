@@ -21,6 +21,15 @@ const KEEP_MAX: Duration = Duration::from_secs(60);
 impl DockerRegistry {
     /// Proxies `upstream`, with its store in `folder`.
     pub fn proxy(folder: &Path, upstream: SocketAddr) -> Outcome<Self> {
+        Self::start(folder, &format!("proxy: {{ remoteurl: 'http://{upstream}' }}\n"))
+    }
+
+    /// Takes pushes, with its store in `folder`.
+    pub fn plain(folder: &Path) -> Outcome<Self> {
+        Self::start(folder, "")
+    }
+
+    fn start(folder: &Path, more: &str) -> Outcome<Self> {
         let address = free_address()?;
         let store = folder.join("store");
         let settings = format!(
@@ -28,7 +37,7 @@ impl DockerRegistry {
              log: {{ level: error, accesslog: {{ disabled: true }} }}\n\
              storage: {{ filesystem: {{ rootdirectory: {store} }}, cache: {{ blobdescriptor: inmemory }} }}\n\
              http: {{ addr: '{address}' }}\n\
-             proxy: {{ remoteurl: 'http://{upstream}' }}\n",
+             {more}",
             store = store.display(),
         );
         let file = folder.join("registry.yml");

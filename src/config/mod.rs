@@ -19,6 +19,7 @@ pub use self::presets::Preset;
 use crate::gate::{AuditSettings, GateSettings};
 use crate::names::{Host, OfflineMiss, Policy, Route, Routes};
 use crate::oci::Platform;
+use crate::push::PushSettings;
 use crate::server::ServerSettings;
 use crate::size::Span;
 use crate::upstream::UpstreamSettings;
@@ -37,6 +38,7 @@ pub struct Settings {
     pub audit: AuditSettings,
     pub log: LogSettings,
     pub pull: PullSettings,
+    pub push: PushSettings,
     /// By a name of the operator's choice.
     pub upstream: BTreeMap<String, UpstreamSettings>,
     /// By pattern.
@@ -92,6 +94,9 @@ pub struct RouteSettings {
     pub platforms: Option<Vec<Platform>>,
     #[serde(default)]
     pub offline_miss: Option<u16>,
+    /// Whether clients may push to it and delete there; no if not given.
+    #[serde(default)]
+    pub push: bool,
 }
 
 /// A setting that stops the start: `conf/site.toml:14: upstream.hub.username: …`.
@@ -234,6 +239,7 @@ impl PullSettings {
             prefetch: self.prefetch,
             platforms: self.platforms.clone(),
             offline_miss: offline_miss(self.offline_miss),
+            push: false,
         }
     }
 }
@@ -245,6 +251,7 @@ impl RouteSettings {
             prefetch: self.prefetch.unwrap_or(everywhere.prefetch),
             platforms: self.platforms.clone().unwrap_or_else(|| everywhere.platforms.clone()),
             offline_miss: self.offline_miss.map_or(everywhere.offline_miss, offline_miss),
+            push: self.push,
         }
     }
 }

@@ -41,7 +41,7 @@ pub enum Content {
     Index {
         manifests: Vec<Descriptor>,
     },
-    /// A media type that we do not know: kept, and never looked into.
+    /// A media type that we do not know: kept, and looked into only for what it says that it is.
     Opaque,
 }
 
@@ -107,11 +107,10 @@ impl Manifest {
             return Err(InvalidManifest::SchemaOne);
         }
         let digest = Digest::of(algorithm, &bytes);
+        check_shape(&bytes, &media_type)?;
         if media_type.is_index() {
-            check_shape(&bytes, &media_type)?;
             Self::index(digest, bytes, media_type)
         } else if media_type.is_image() {
-            check_shape(&bytes, &media_type)?;
             Self::image(digest, bytes, media_type)
         } else {
             let (content, subject, artifact_type, annotations) = (Content::Opaque, None, None, BTreeMap::new());
@@ -163,7 +162,7 @@ impl Manifest {
         let config = Box::new(Descriptor::read(parsed.config())?);
         let layers = read_all(parsed.layers())?;
         let subject = parsed.subject().as_ref().map(Descriptor::read).transpose()?;
-        let artifact_type = parsed.artifact_type().as_ref().map(ToString::to_string);
+        let artifact_type = artifact_type(parsed.artifact_type());
         let artifact_type = artifact_type.or_else(|| Some(config.media_type.clone()));
         let annotations = sorted(parsed.annotations());
         let content = Content::Image { config, layers };
@@ -174,7 +173,7 @@ impl Manifest {
         let parsed: ImageIndex = serde_json::from_slice(&bytes)?;
         let manifests = read_all(parsed.manifests())?;
         let subject = parsed.subject().as_ref().map(Descriptor::read).transpose()?;
-        let artifact_type = parsed.artifact_type().as_ref().map(ToString::to_string);
+        let artifact_type = artifact_type(parsed.artifact_type());
         let annotations = sorted(parsed.annotations());
         let content = Content::Index { manifests };
         Ok(Self { digest, media_type, bytes, content, subject, artifact_type, annotations })
@@ -264,9 +263,15 @@ impl From<Platform> for String {
     }
 }
 
+/// An empty one counts as none.
+fn artifact_type(parsed: &Option<oci_spec::image::MediaType>) -> Option<String> {
+    parsed.as_ref().map(ToString::to_string).filter(|named| !named.is_empty())
+}
+
 fn check_shape(bytes: &[u8], outside: &MediaType) -> Result<(), InvalidManifest> {
     let shape: Shape = serde_json::from_slice(bytes)?;
-    if shape.manifests.is_some() && (shape.layers.is_some() || shape.config.is_some()) {
+    let known = outside.is_index() || outside.is_image();
+    if known && shape.manifests.is_some() && (shape.layers.is_some() || shape.config.is_some()) {
         return Err(InvalidManifest::Ambiguous);
     }
     match shape.media_type {

@@ -101,9 +101,8 @@ impl Pull {
                 }
                 Err(why) => stale = Some(format!("only what is kept is listed: {why}")),
             }
-        } else if descriptors.is_empty() {
-            self.local_repository(ask, &what).await?;
         }
+        // A registry that has this endpoint never answers 404 on it, not even where nothing is kept.
         if let Some(artifact_type) = artifact_type {
             descriptors.retain(|descriptor| descriptor.artifact_type.as_deref() == Some(artifact_type));
         }
@@ -153,8 +152,15 @@ impl Pull {
         if let Content::Index { manifests } = &index.manifest.content {
             for listed in manifests {
                 let new = descriptors.iter().all(|known| known.digest != listed.digest);
-                if new && store.manifest(repository, &listed.digest).await?.is_some() {
-                    descriptors.push(listed.clone());
+                if !new {
+                    continue;
+                }
+                let Some(kept) = store.manifest(repository, &listed.digest).await? else { continue };
+                // What does not say that it refers to the subject does not, whoever lists it; unless we cannot read it.
+                let refers = kept.manifest.subject.as_ref().is_some_and(|named| named.digest == *subject);
+                if refers || matches!(kept.manifest.content, Content::Opaque) {
+                    // Its own words: whoever wrote the list may have left some out.
+                    descriptors.push(kept.manifest.descriptor());
                 }
             }
         }

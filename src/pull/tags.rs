@@ -34,7 +34,7 @@ impl Pull {
         let decision = decide(known, self.0.clock.now(), fresh_for);
         match (decision, record) {
             (Decision::Serve, Some(record)) => {
-                let checked_at = ask.target.source.as_ref().map(|_| record.checked_at);
+                let checked_at = (!known.ours).then_some(record.checked_at);
                 self.serve_kept(ask, &reference, &record, refusal.is_some(), None, checked_at).await
             }
             (Decision::ServeStale, Some(record)) => {
@@ -146,7 +146,8 @@ impl Pull {
         checked_at: Option<Timestamp>,
     ) -> Result<FoundManifest, Miss> {
         let what = || what_manifest(ask, reference);
-        let fallback = if closed { None } else { Some(record.digest) };
+        // What was pushed was taken in as it is; nobody else has more of it.
+        let fallback = if closed && record.source == TagSource::Filled { None } else { Some(record.digest) };
         let chosen = match closed || stale.is_some() {
             true => record.newest_complete.or(fallback),
             false => Some(record.digest),

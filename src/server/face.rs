@@ -11,9 +11,11 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Status
 use http_body::Body as _;
 use hyper::body::Incoming;
 use serde_json::json;
+use tokio::sync::Semaphore;
 use tracing::{Instrument, Level, debug, debug_span, error, info, warn};
 
 use super::body::Body;
+use super::incoming::MANIFESTS_BYTES_MAX;
 use super::listen::Peer;
 use super::pool::Pool;
 use super::reply::{self, Problem, RequestId, Wanted};
@@ -23,15 +25,21 @@ use crate::clock::Clock;
 use crate::names::Routes;
 use crate::oci::RepositoryName;
 use crate::pull::{Ask, Miss, Pull};
+use crate::push::{Order, Push, PushError};
 use crate::store::Store;
 
 /// What answering takes; one for the process.
 pub(super) struct Face {
     pub(super) pull: Pull,
-    store: Store,
+    pub(super) push: Push,
+    pub(super) store: Store,
     routes: Arc<Routes>,
     pub(super) clock: Clock,
     pub(super) pool: Arc<Pool>,
+    /// Longest silence within a request's body.
+    pub(super) stall: Duration,
+    /// What all manifests take up together that are being received.
+    pub(super) manifest_room: Arc<Semaphore>,
     ids: AtomicU64,
 }
 
@@ -50,22 +58,31 @@ pub(super) type Answer = Result<Response<Body>, Problem>;
 
 const NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
 const READS: &str = "GET, HEAD";
-const NO_PUSHES: &str = "this registry takes no pushes and no deletions: it fills itself from its upstreams";
 /// How long the store may take to say that it is there.
 const READY_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Face {
-    pub(super) fn new(pull: Pull, store: Store, routes: Arc<Routes>, clock: Clock) -> Self {
-        Self { pull, store, routes, clock, pool: Pool::new(), ids: AtomicU64::new(fastrand::u64(..)) }
+    /// `stall`: the longest silence within a request's body.
+    pub(super) fn new(
+        pull: Pull,
+        push: Push,
+        store: Store,
+        routes: Arc<Routes>,
+        clock: Clock,
+        stall: Duration,
+    ) -> Self {
+        let (pool, ids) = (Pool::new(), AtomicU64::new(fastrand::u64(..)));
+        let manifest_room = Arc::new(Semaphore::new(MANIFESTS_BYTES_MAX));
+        Self { pull, push, store, routes, clock, pool, stall, manifest_room, ids }
     }
 
     /// Never fails: a panic, too, is a reply, and ends nothing but its request.
     pub(super) async fn respond(self: Arc<Self>, request: Request<Incoming>, peer: Peer) -> Response<Body> {
         let id = RequestId(self.ids.fetch_add(1, Ordering::Relaxed));
         let begun = tracing::enabled!(Level::DEBUG).then(Instant::now);
-        let (head, body) = request.into_parts();
+        let (head, mut body) = request.into_parts();
         let span = debug_span!("request", %id, client = %peer.address, method = %head.method, path = head.uri.path());
-        let outcome = contained(id, self.answer(&head, peer, id)).instrument(span).await;
+        let outcome = contained(id, self.answer(&head, &mut body, peer, id)).instrument(span).await;
         let mut response = outcome.unwrap_or_else(|problem| problem.respond(id));
         finish(&mut response, &head, id, !body.is_end_stream());
         if let Some(begun) = begun {
@@ -76,40 +93,66 @@ impl Face {
         response
     }
 
-    async fn answer(&self, head: &request::Parts, peer: Peer, id: RequestId) -> Answer {
+    async fn answer(&self, head: &request::Parts, body: &mut Incoming, peer: Peer, id: RequestId) -> Answer {
         let Asked { route, namespace } = Asked::parse(head.uri.path(), head.uri.query())?;
-        if route == Route::Uploads {
-            return Err(Problem::method("", NO_PUSHES));
-        }
-        if !matches!(head.method, Method::GET | Method::HEAD) {
-            return Err(Problem::method(READS, NO_PUSHES));
-        }
         let namespace = namespace.as_deref();
         let (is_head, headers, version) = (head.method == Method::HEAD, &head.headers, head.version);
         let call = Call { face: self, id, headers, is_head, version, namespace };
+        let reads = matches!(head.method, Method::GET | Method::HEAD);
+        if !reads || matches!(route, Route::Uploads { .. } | Route::Upload { .. }) {
+            // Boxed: its rarely used state would be moved with every request.
+            let outcome = Box::pin(self.change(&call, &head.method, route, body)).await;
+            return echo_if(outcome, namespace);
+        }
         let ask = |name: &RepositoryName| {
             let target = self.routes.resolve(name, namespace)?;
             Ok::<_, Problem>(Ask { target, client: peer.address.ip().to_canonical() })
         };
         let outcome = match route {
-            Route::Manifest { name, reference } => v2::manifests::serve(&call, &ask(&name)?, &reference).await,
+            Route::Manifest { name, reference, tags: _ } => v2::manifests::serve(&call, &ask(&name)?, &reference).await,
             Route::Blob { name, digest } => v2::blobs::serve(&call, &ask(&name)?, &digest).await,
             // Boxed: their rarely used state would be moved with every request.
             Route::Tags { name, page } => Box::pin(v2::tags::serve(&call, &ask(&name)?, &page)).await,
-            Route::Referrers { name, digest, artifact_type } => {
-                Box::pin(v2::referrers::serve(&call, &ask(&name)?, &digest, artifact_type.as_deref())).await
+            Route::Referrers { name, digest, query } => {
+                Box::pin(v2::referrers::serve(&call, &ask(&name)?, &digest, &query)).await
             }
             Route::Base => return Ok(reply::json_reply(StatusCode::OK, &json!({}))),
             Route::Live => return Ok(reply::json_reply(StatusCode::OK, &json!({ "status": "alive" }))),
             Route::Ready => return Box::pin(self.ready(id)).await,
-            Route::Catalog => {
-                return Err(Problem::new(StatusCode::NOT_FOUND, "UNSUPPORTED", "this registry lists no catalog"));
-            }
-            Route::Uploads => return Err(Problem::method("", NO_PUSHES)),
+            Route::Catalog { page } => return Box::pin(v2::catalog::serve(&call, &page)).await,
+            Route::Uploads { .. } | Route::Upload { .. } => return Err(not_taken(&route)),
         };
-        match namespace.and_then(|host| HeaderValue::from_str(host).ok()) {
-            None => outcome,
-            Some(host) => echo(outcome, host),
+        echo_if(outcome, namespace)
+    }
+
+    /// Pushes and deletions, and the state of an upload.
+    async fn change(&self, call: &Call<'_>, method: &Method, route: Route, body: &mut Incoming) -> Answer {
+        let target = |name: &RepositoryName| Ok::<_, Problem>(self.routes.resolve(name, call.namespace)?);
+        let order = |name: &RepositoryName| Ok::<_, Problem>(Order { target: target(name)?, owner: Arc::from("") });
+        match (method, &route) {
+            (&Method::POST, Route::Uploads { name, begin }) => {
+                let from = begin.mount.as_ref().and_then(|(_, from)| from.as_ref());
+                let from = from.map(target).transpose()?;
+                v2::uploads::begin(call, &order(name)?, begin, from.as_ref(), body).await
+            }
+            (&Method::GET | &Method::HEAD, Route::Upload { name, id, .. }) => {
+                v2::uploads::state(call, &order(name)?, id).await
+            }
+            (&Method::PATCH, Route::Upload { name, id, .. }) => {
+                v2::uploads::append(call, &order(name)?, id, body).await
+            }
+            (&Method::PUT, Route::Upload { name, id, digest }) => {
+                v2::uploads::finish(call, &order(name)?, id, digest.as_ref(), body).await
+            }
+            (&Method::DELETE, Route::Upload { name, id, .. }) => v2::uploads::cancel(call, &order(name)?, id).await,
+            (&Method::PUT, Route::Manifest { name, reference, tags }) => {
+                v2::manifests::put(call, &order(name)?, reference, tags, body).await
+            }
+            (&Method::DELETE, Route::Manifest { name, reference, .. }) => {
+                v2::manifests::delete(call, &order(name)?, reference).await
+            }
+            (&Method::DELETE, Route::Blob { name, digest }) => v2::blobs::delete(call, &order(name)?, digest).await,
+            _ => Err(not_taken(&route)),
         }
     }
 
@@ -144,6 +187,17 @@ impl Call<'_> {
         }
         Problem::of_miss(miss, wanted, self.face.clock.now())
     }
+
+    /// The reply for a push or a deletion that is refused, which is logged here and nowhere else.
+    pub(super) fn refused(&self, why: &PushError) -> Problem {
+        let id = self.id;
+        match why {
+            PushError::Store(source) => error!(%id, error = source as &dyn std::error::Error, "{why}"),
+            PushError::GaveUp | PushError::TooManyUploads => warn!(%id, "{why}"),
+            _ => info!(%id, "refused: {why}"),
+        }
+        Problem::of_push(why)
+    }
 }
 
 /// What every reply carries.
@@ -159,6 +213,26 @@ fn finish(response: &mut Response<Body>, head: &request::Parts, id: RequestId, u
     }
     if head.method == Method::HEAD {
         *response.body_mut() = Body::empty();
+    }
+}
+
+/// 405, with what the path does take.
+fn not_taken(route: &Route) -> Problem {
+    let allowed = match route {
+        Route::Manifest { .. } => "GET, HEAD, PUT, DELETE",
+        Route::Blob { .. } => "GET, HEAD, DELETE",
+        Route::Uploads { .. } => "POST",
+        Route::Upload { .. } => "GET, PATCH, PUT, DELETE",
+        Route::Base | Route::Live | Route::Ready => READS,
+        Route::Catalog { .. } | Route::Tags { .. } | Route::Referrers { .. } => READS,
+    };
+    Problem::method(allowed, "this path does not take this method")
+}
+
+fn echo_if(outcome: Answer, namespace: Option<&str>) -> Answer {
+    match namespace.and_then(|host| HeaderValue::from_str(host).ok()) {
+        None => outcome,
+        Some(host) => echo(outcome, host),
     }
 }
 

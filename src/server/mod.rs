@@ -5,7 +5,7 @@
 //!              │  pulse ──┘
 //!              ▼
 //!            face ── route (pure)     one request: parsed once, answered once
-//!              ├── v2/…  ── range (pure), body ── file ── pool
+//!              ├── v2/…  ── range (pure), incoming; body ── file ── pool
 //!              └── reply              what was found, or why nothing was -> status, headers, body
 //! admin/                              the same process by a unix socket, and its client
 //! ```
@@ -16,6 +16,7 @@ mod body;
 mod connection;
 mod face;
 mod file;
+mod incoming;
 mod listen;
 mod pool;
 mod pulse;
@@ -38,6 +39,7 @@ pub use settings::{InvalidServerSetting, ServerSettings};
 use crate::clock::Clock;
 use crate::names::Routes;
 use crate::pull::Pull;
+use crate::push::Push;
 use crate::store::Store;
 use face::Face;
 
@@ -48,8 +50,16 @@ pub struct Server {
 }
 
 impl Server {
-    pub fn new(settings: ServerSettings, pull: Pull, store: Store, routes: Arc<Routes>, clock: Clock) -> Self {
-        Self { face: Arc::new(Face::new(pull, store, routes, clock)), settings }
+    pub fn new(
+        settings: ServerSettings,
+        pull: Pull,
+        push: Push,
+        store: Store,
+        routes: Arc<Routes>,
+        clock: Clock,
+    ) -> Self {
+        let face = Face::new(pull, push, store, routes, clock, settings.stall_timeout.0);
+        Self { face: Arc::new(face), settings }
     }
 
     /// Answers clients until `stop`, then lets running responses end within `shutdown_timeout`. Returns how many

@@ -1,4 +1,4 @@
-//! (pure) Byte ranges and entity tags: RFC 9110, sections 13 and 14.
+//! (pure) Byte ranges and entity tags: RFC 9110, sections 13 and 14; and the ranges of an upload's chunks.
 
 use http::{HeaderMap, header};
 
@@ -10,6 +10,16 @@ pub enum Part {
     Range(std::ops::Range<u64>),
     /// No byte of the range exists: 416.
     Unsatisfiable,
+}
+
+/// Which bytes of an upload a request brings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Chunk {
+    /// It does not say: those that come next.
+    Unsaid,
+    /// First byte, and the byte after the last.
+    Range(std::ops::Range<u64>),
+    Malformed,
 }
 
 /// What of `size` bytes a request asks for. Several ranges, other units and malformed ranges count as none (14.2), and so
@@ -30,6 +40,20 @@ pub fn has_already(headers: &HeaderMap, etag: &str) -> bool {
     headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok()).any(|list| {
         list.split(',').map(str::trim).any(|one| one == "*" || one.strip_prefix("W/").unwrap_or(one) == etag)
     })
+}
+
+/// `Content-Range` as the distribution specification has it ("Pushing a blob in chunks"): `0-1023`, without unit and size.
+pub fn chunk(headers: &HeaderMap) -> Chunk {
+    let mut stated = headers.get_all(header::CONTENT_RANGE).iter();
+    let (first, second) = (stated.next(), stated.next());
+    let Some(stated) = first else { return Chunk::Unsaid };
+    let read = |text: &str| {
+        let (first, last) = text.split_once('-')?;
+        let (first, end) = (number(first)?, number(last)?.checked_add(1)?);
+        (first < end).then_some(Chunk::Range(first..end))
+    };
+    let range = stated.to_str().ok().filter(|_| second.is_none()).and_then(read);
+    range.unwrap_or(Chunk::Malformed)
 }
 
 fn parse(text: &str, size: u64) -> Option<Part> {
@@ -106,6 +130,26 @@ mod tests {
         }
         assert_eq!(part(&HeaderMap::new(), ETAG, 1000), Part::Whole);
         assert_eq!(part(&headers(&[("range", "bytes=0-1"), ("range", "bytes=3-4")]), ETAG, 1000), Part::Whole);
+    }
+
+    #[test]
+    fn chunks_name_their_first_and_last_byte() {
+        let cases = [
+            ("0-0", Chunk::Range(0..1)),
+            ("10-19", Chunk::Range(10..20)),
+            ("19-10", Chunk::Malformed),
+            ("bytes 0-9/10", Chunk::Malformed),
+            ("0-", Chunk::Malformed),
+            ("-9", Chunk::Malformed),
+            ("", Chunk::Malformed),
+            ("+0-9", Chunk::Malformed),
+            ("0-99999999999999999999999", Chunk::Malformed),
+        ];
+        for (range, expected) in cases {
+            assert_eq!(chunk(&headers(&[("content-range", range)])), expected, "{range}");
+        }
+        assert_eq!(chunk(&HeaderMap::new()), Chunk::Unsaid);
+        assert_eq!(chunk(&headers(&[("content-range", "0-1"), ("content-range", "0-1")])), Chunk::Malformed);
     }
 
     #[test]

@@ -14,6 +14,7 @@ use super::route::Unroutable;
 use crate::gate::Refusal;
 use crate::names::{OfflineMiss, UnknownNamespace};
 use crate::pull::Miss;
+use crate::push::PushError;
 use crate::store::StoreError;
 
 /// What a client asked for, as far as error codes care.
@@ -76,6 +77,12 @@ impl Problem {
         }
     }
 
+    /// Too much at once; a little later there may be room.
+    pub fn busy() -> Self {
+        let message = "too much is being taken in just now; try again in a moment";
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS", message).retry_after(Some(BUSY_LASTS))
+    }
+
     /// Ours; the reader can only report its id.
     pub fn internal(what: &str) -> Self {
         let message = format!("{what} failed here; the server's log says why, under this request's id");
@@ -111,18 +118,50 @@ impl Problem {
                 Self::new(S::SERVICE_UNAVAILABLE, "UNAVAILABLE", said()).retry_after(Some(Duration::from_secs(1)))
             }
             Miss::TimedOut { .. } => Self::new(S::GATEWAY_TIMEOUT, "UNAVAILABLE", said()),
-            // The store's own words may name paths of this machine: they are for the log.
-            Miss::Store { what, source } => match source.as_ref() {
-                StoreError::Full(_) => {
-                    let message = format!("{what} cannot be kept: this server's disk is full");
-                    Self::new(S::INSUFFICIENT_STORAGE, "UNAVAILABLE", message)
-                }
-                StoreError::ReadOnly
-                | StoreError::Io { .. }
-                | StoreError::InUse { .. }
-                | StoreError::Newer
-                | StoreError::Catalog(_) => Self::internal(&format!("keeping {what}")),
-            },
+            Miss::Store { what, source } => Self::of_store(source, what),
+        }
+    }
+
+    /// Why a push or a deletion is refused (DESIGN.md 9). An upload's own headers are the endpoint's to add.
+    pub fn of_push(why: &PushError) -> Self {
+        use StatusCode as S;
+        let said = |status, code| Self::new(status, code, why.to_string());
+        match why {
+            PushError::PushesOff | PushError::RouteTakesNone { .. } | PushError::DeletionsOff => {
+                said(S::METHOD_NOT_ALLOWED, "UNSUPPORTED").with(header::ALLOW, HeaderValue::from_static("GET, HEAD"))
+            }
+            PushError::UploadUnknown { .. } => said(S::NOT_FOUND, "BLOB_UPLOAD_UNKNOWN"),
+            PushError::UploadBusy => said(S::CONFLICT, "BLOB_UPLOAD_INVALID"),
+            PushError::TooManyUploads => said(S::TOO_MANY_REQUESTS, "TOOMANYREQUESTS").retry_after(Some(BUSY_LASTS)),
+            PushError::OutOfOrder { .. } => said(S::RANGE_NOT_SATISFIABLE, "BLOB_UPLOAD_INVALID"),
+            PushError::SizeDiffers { .. } => said(S::BAD_REQUEST, "SIZE_INVALID"),
+            PushError::BlobTooLarge { .. } => said(S::PAYLOAD_TOO_LARGE, "SIZE_INVALID"),
+            PushError::DigestDiffers { .. } => said(S::BAD_REQUEST, "DIGEST_INVALID"),
+            PushError::ManifestInvalid(_) | PushError::NoMediaType => said(S::BAD_REQUEST, "MANIFEST_INVALID"),
+            PushError::ManifestTooLarge(_) => said(S::PAYLOAD_TOO_LARGE, "MANIFEST_INVALID"),
+            PushError::TooManyTags { .. } => said(S::URI_TOO_LONG, "UNSUPPORTED"),
+            // docker-registry's status: it is the request that is wrong, and the manifest itself is not missing.
+            PushError::PartsUnknown { .. } => said(S::BAD_REQUEST, "MANIFEST_BLOB_UNKNOWN"),
+            PushError::ManifestUnknown { .. } => said(S::NOT_FOUND, "MANIFEST_UNKNOWN"),
+            PushError::BlobUnknown { .. } => said(S::NOT_FOUND, "BLOB_UNKNOWN"),
+            PushError::NameUnknown { .. } => said(S::NOT_FOUND, "NAME_UNKNOWN"),
+            PushError::Store(source) => Self::of_store(source, "what was pushed"),
+            PushError::GaveUp => said(S::SERVICE_UNAVAILABLE, "UNAVAILABLE").retry_after(Some(Duration::from_secs(1))),
+        }
+    }
+
+    /// The store's own words may name paths of this machine: they are for the log.
+    fn of_store(why: &StoreError, what: &str) -> Self {
+        match why {
+            StoreError::Full(_) => {
+                let message = format!("{what} cannot be kept: this server's disk is full");
+                Self::new(StatusCode::INSUFFICIENT_STORAGE, "UNAVAILABLE", message)
+            }
+            StoreError::ReadOnly
+            | StoreError::Io { .. }
+            | StoreError::InUse { .. }
+            | StoreError::Newer
+            | StoreError::Catalog(_) => Self::internal(&format!("keeping {what}")),
         }
     }
 
@@ -162,13 +201,13 @@ impl From<Unroutable> for Problem {
         let (status, code) = match why {
             Unroutable::Elsewhere => (StatusCode::NOT_FOUND, "UNSUPPORTED"),
             Unroutable::Name(_) => (StatusCode::BAD_REQUEST, "NAME_INVALID"),
-            Unroutable::Digest(_) => (StatusCode::BAD_REQUEST, "DIGEST_INVALID"),
+            Unroutable::Digest(_) | Unroutable::Algorithm => (StatusCode::BAD_REQUEST, "DIGEST_INVALID"),
+            Unroutable::Upload => (StatusCode::NOT_FOUND, "BLOB_UPLOAD_UNKNOWN"),
             // The specification has no code for a malformed tag (1.0's TAG_INVALID is gone). No manifest can have such a
             // tag, here or upstream, so this is the answer for one that does not exist; its old test suite agrees.
             Unroutable::Tag(_) => (StatusCode::NOT_FOUND, "MANIFEST_UNKNOWN"),
-            // docker-registry's code: the specification has none.
-            Unroutable::PageSize => (StatusCode::BAD_REQUEST, "PAGINATION_NUMBER_INVALID"),
-            Unroutable::Query(_) => (StatusCode::BAD_REQUEST, "UNSUPPORTED"),
+            // The specification has no code for it, and allows no other (docker-registry's is PAGINATION_NUMBER_INVALID).
+            Unroutable::PageSize | Unroutable::Query(_) => (StatusCode::BAD_REQUEST, "UNSUPPORTED"),
         };
         Self::new(status, code, why.to_string())
     }

@@ -5,7 +5,8 @@
 
 use percent_encoding::percent_decode_str;
 
-use crate::oci::{Digest, InvalidDigest, InvalidName, InvalidTag, Reference, RepositoryName};
+use crate::oci::{Algorithm, Digest, InvalidDigest, InvalidName, InvalidTag, Reference, RepositoryName, Tag};
+use crate::store::UploadId;
 
 /// A request's aim.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,6 +16,8 @@ pub enum Route {
     Manifest {
         name: RepositoryName,
         reference: Reference,
+        /// `?tag=`: what a push names it as well.
+        tags: Vec<Tag>,
     },
     Blob {
         name: RepositoryName,
@@ -27,21 +30,53 @@ pub enum Route {
     Referrers {
         name: RepositoryName,
         digest: Digest,
-        artifact_type: Option<String>,
+        query: ReferrersQuery,
     },
-    /// Any step of an upload.
-    Uploads,
-    Catalog,
+    /// `…/blobs/uploads/`: where uploads begin.
+    Uploads {
+        name: RepositoryName,
+        begin: Box<Begin>,
+    },
+    /// `…/blobs/uploads/<id>`: an upload that was begun.
+    Upload {
+        name: RepositoryName,
+        id: UploadId,
+        /// `?digest=`: what it is to be kept under.
+        digest: Option<Digest>,
+    },
+    Catalog {
+        page: Page,
+    },
     /// `/livez`: the process answers.
     Live,
     /// `/readyz`: the store answers.
     Ready,
 }
 
-/// Which part of a tag list.
+/// How a client wants to bring a blob.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Begin {
+    /// `digest`: with this one request.
+    pub digest: Option<Digest>,
+    /// `digest-algorithm`: what its digest will be of.
+    pub algorithm: Option<Algorithm>,
+    /// `mount`, and `from` where: from another repository.
+    pub mount: Option<(Digest, Option<RepositoryName>)>,
+}
+
+/// Which of the referrers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ReferrersQuery {
+    /// `artifactType`: only these.
+    pub artifact_type: Option<String>,
+    /// `last`, as our own links say it: the list goes on after this one.
+    pub after: Option<Digest>,
+}
+
+/// Which part of a list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Page {
-    /// `n`: most tags that the client wants.
+    /// `n`: most entries that the client wants.
     pub limit: Option<u64>,
     /// `last`: the list goes on after this one.
     pub after: Option<String>,
@@ -66,8 +101,12 @@ pub enum Unroutable {
     Tag(#[from] InvalidTag),
     #[error(transparent)]
     Digest(#[from] InvalidDigest),
-    #[error("`n` is a number of tags, 0 or more")]
+    #[error("`n` is a number of entries, 0 or more")]
     PageSize,
+    #[error("`digest-algorithm` is `sha256` or `sha512`")]
+    Algorithm,
+    #[error("there is no such upload: an upload is named by the `Location` of the reply that began it")]
+    Upload,
     #[error("`{0}` in the query is not UTF-8")]
     Query(&'static str),
 }
@@ -78,7 +117,7 @@ impl Asked {
         let query = Query(query.unwrap_or_default());
         let route = match path {
             "/v2" | "/v2/" => Route::Base,
-            "/v2/_catalog" => Route::Catalog,
+            "/v2/_catalog" => Route::Catalog { page: query.page()? },
             "/livez" => Route::Live,
             "/readyz" => Route::Ready,
             _ => below(path.strip_prefix("/v2/").ok_or(Unroutable::Elsewhere)?, &query)?,
@@ -91,23 +130,44 @@ fn below(path: &str, query: &Query<'_>) -> Result<Route, Unroutable> {
     let (rest, last) = path.rsplit_once('/').ok_or(Unroutable::Elsewhere)?;
     let (name, kind) = rest.rsplit_once('/').unwrap_or(("", rest));
     match (kind, last) {
-        ("manifests", reference) => Ok(Route::Manifest { name: name.parse()?, reference: parse_reference(reference)? }),
-        ("blobs", "uploads") => upload(name),
+        ("manifests", reference) => {
+            let (name, reference) = (name.parse()?, parse_reference(reference)?);
+            Ok(Route::Manifest { name, reference, tags: query.tags()? })
+        }
+        ("blobs", "uploads") => uploads(name, query),
         ("blobs", digest) => Ok(Route::Blob { name: name.parse()?, digest: decode(digest)?.parse()? }),
         ("referrers", digest) => {
             let (name, digest) = (name.parse()?, decode(digest)?.parse()?);
-            Ok(Route::Referrers { name, digest, artifact_type: query.value("artifactType")? })
+            let query = ReferrersQuery { artifact_type: query.value("artifactType")?, after: query.digest("last")? };
+            Ok(Route::Referrers { name, digest, query })
         }
         ("tags", "list") => Ok(Route::Tags { name: name.parse()?, page: query.page()? }),
         // `<name>/blobs/uploads/` and `<name>/blobs/uploads/<session>`
-        ("uploads", _session) => upload(name.strip_suffix("/blobs").ok_or(Unroutable::Elsewhere)?),
+        ("uploads", id) => {
+            let name = name.strip_suffix("/blobs").ok_or(Unroutable::Elsewhere)?;
+            if id.is_empty() { uploads(name, query) } else { upload(name, id, query) }
+        }
         _ => Err(Unroutable::Elsewhere),
     }
 }
 
-fn upload(name: &str) -> Result<Route, Unroutable> {
-    name.parse::<RepositoryName>()?;
-    Ok(Route::Uploads)
+fn uploads(name: &str, query: &Query<'_>) -> Result<Route, Unroutable> {
+    let name = name.parse()?;
+    let from: Option<Result<RepositoryName, _>> = query.value("from")?.map(|from| from.parse());
+    let mount = match (query.digest("mount")?, from.transpose()) {
+        // No repository has such a name, so there is nothing to mount from.
+        (None, _) | (Some(_), Err(_)) => None,
+        (Some(digest), Ok(from)) => Some((digest, from)),
+    };
+    let known = |named: String| Algorithm::ALL.into_iter().find(|known| known.as_str() == named);
+    let algorithm = query.value("digest-algorithm")?.map(|named| known(named).ok_or(Unroutable::Algorithm));
+    let begin = Box::new(Begin { digest: query.digest("digest")?, algorithm: algorithm.transpose()?, mount });
+    Ok(Route::Uploads { name, begin })
+}
+
+fn upload(name: &str, id: &str, query: &Query<'_>) -> Result<Route, Unroutable> {
+    let (name, id) = (name.parse()?, id.parse().map_err(|_| Unroutable::Upload)?);
+    Ok(Route::Upload { name, id, digest: query.digest("digest")? })
 }
 
 fn parse_reference(text: &str) -> Result<Reference, Unroutable> {
@@ -125,14 +185,24 @@ struct Query<'a>(&'a str);
 impl Query<'_> {
     /// The first value of `key`. `+` stays a plus: media types contain it and no value of ours contains a space.
     fn value(&self, key: &'static str) -> Result<Option<String>, Unroutable> {
+        self.values(key).next().transpose()
+    }
+
+    /// All values of `key` that are not empty.
+    fn values(&self, key: &'static str) -> impl Iterator<Item = Result<String, Unroutable>> {
         let pairs = self.0.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-        match pairs.into_iter().find(|(name, _)| *name == key) {
-            None | Some((_, "")) => Ok(None),
-            Some((_, value)) => {
-                let value = percent_decode_str(value).decode_utf8().map_err(|_| Unroutable::Query(key))?;
-                Ok(Some(value.into_owned()))
-            }
-        }
+        pairs.filter(move |(name, value)| *name == key && !value.is_empty()).map(move |(_, value)| {
+            let value = percent_decode_str(value).decode_utf8().map_err(|_| Unroutable::Query(key))?;
+            Ok(value.into_owned())
+        })
+    }
+
+    fn digest(&self, key: &'static str) -> Result<Option<Digest>, Unroutable> {
+        Ok(self.value(key)?.map(|text| text.parse()).transpose()?)
+    }
+
+    fn tags(&self) -> Result<Vec<Tag>, Unroutable> {
+        self.values("tag").map(|text| Ok(text?.parse()?)).collect()
     }
 
     fn page(&self) -> Result<Page, Unroutable> {
@@ -154,12 +224,18 @@ mod tests {
         Asked::parse(path, query).map(|asked| asked.route)
     }
 
+    const ID: &str = "00112233445566778899aabbccddeeff";
+
+    fn uploads(begin: Begin) -> Route {
+        Route::Uploads { name: name("a"), begin: Box::new(begin) }
+    }
+
     fn name(text: &str) -> RepositoryName {
         text.parse().unwrap()
     }
 
     fn manifest(name_text: &str, tag: &str) -> Route {
-        Route::Manifest { name: name(name_text), reference: Reference::Tag(tag.parse().unwrap()) }
+        Route::Manifest { name: name(name_text), reference: Reference::Tag(tag.parse().unwrap()), tags: Vec::new() }
     }
 
     #[test]
@@ -171,11 +247,11 @@ mod tests {
             ("/v2".to_owned(), Route::Base),
             ("/livez".to_owned(), Route::Live),
             ("/readyz".to_owned(), Route::Ready),
-            ("/v2/_catalog".to_owned(), Route::Catalog),
+            ("/v2/_catalog".to_owned(), Route::Catalog { page: Page::default() }),
             ("/v2/trivy-db/manifests/2".to_owned(), manifest("trivy-db", "2")),
             (
                 format!("/v2/a/b/manifests/sha256:{HEX}"),
-                Route::Manifest { name: name("a/b"), reference: Reference::Digest(digest) },
+                Route::Manifest { name: name("a/b"), reference: Reference::Digest(digest), tags: Vec::new() },
             ),
             (format!("/v2/a/blobs/sha256:{HEX}"), Route::Blob { name: name("a"), digest }),
             (format!("/v2/a/blobs/sha256%3A{HEX}"), Route::Blob { name: name("a"), digest }),
@@ -183,15 +259,42 @@ mod tests {
             ("/v2/a/tags/list?last=a%2Bb&n=5&n=6".to_owned(), Route::Tags { name: name("a"), page }),
             (
                 format!("/v2/a/referrers/sha256:{HEX}"),
-                Route::Referrers { name: name("a"), digest, artifact_type: None },
+                Route::Referrers { name: name("a"), digest, query: ReferrersQuery::default() },
             ),
             (
-                format!("/v2/a/referrers/sha256:{HEX}?artifactType=application/vnd.x+json"),
-                Route::Referrers { name: name("a"), digest, artifact_type: Some("application/vnd.x+json".to_owned()) },
+                format!("/v2/a/referrers/sha256:{HEX}?artifactType=application/vnd.x+json&last=sha256:{HEX}"),
+                Route::Referrers {
+                    name: name("a"),
+                    digest,
+                    query: ReferrersQuery {
+                        artifact_type: Some("application/vnd.x+json".to_owned()),
+                        after: Some(digest),
+                    },
+                },
             ),
-            ("/v2/a/blobs/uploads/".to_owned(), Route::Uploads),
-            ("/v2/a/blobs/uploads".to_owned(), Route::Uploads),
-            ("/v2/a/b/blobs/uploads/7f3a-1".to_owned(), Route::Uploads),
+            (
+                format!("/v2/a/manifests/sha256:{HEX}?tag=1&tag=2"),
+                Route::Manifest {
+                    name: name("a"),
+                    reference: Reference::Digest(digest),
+                    tags: vec!["1".parse().unwrap(), "2".parse().unwrap()],
+                },
+            ),
+            ("/v2/a/blobs/uploads/".to_owned(), uploads(Begin::default())),
+            ("/v2/a/blobs/uploads".to_owned(), uploads(Begin::default())),
+            (
+                format!("/v2/a/blobs/uploads/?from=team%2Fapp&mount=sha256%3A{HEX}"),
+                uploads(Begin { mount: Some((digest, Some(name("team/app")))), ..Begin::default() }),
+            ),
+            (format!("/v2/a/blobs/uploads/?from=Not%2FA%2FName&mount=sha256:{HEX}"), uploads(Begin::default())),
+            (
+                format!("/v2/a/blobs/uploads/?digest=sha256:{HEX}&digest-algorithm=sha512"),
+                uploads(Begin { digest: Some(digest), algorithm: Some(Algorithm::Sha512), mount: None }),
+            ),
+            (
+                format!("/v2/a/b/blobs/uploads/{ID}?digest=sha256:{HEX}"),
+                Route::Upload { name: name("a/b"), id: ID.parse().unwrap(), digest: Some(digest) },
+            ),
         ];
         for (path, expected) in cases {
             assert_eq!(route(&path), Ok(expected), "{path}");
@@ -238,6 +341,11 @@ mod tests {
             ("/v2/a/tags/list?n=x", "page"),
             ("/v2/a/tags/list?n=-1", "page"),
             ("/v2/a/tags/list?last=%ff", "query"),
+            ("/v2/a/manifests/1?tag=.x", "tag"),
+            ("/v2/a/blobs/uploads/?digest=sha256:abc", "digest"),
+            ("/v2/a/blobs/uploads/?mount=x", "digest"),
+            ("/v2/a/blobs/uploads/?digest-algorithm=md5", "algorithm"),
+            ("/v2/a/blobs/uploads/7f3a-1", "upload"),
         ];
         for (path, expected) in cases {
             let kind = match route(path) {
@@ -247,6 +355,8 @@ mod tests {
                 Err(Unroutable::Digest(_)) => "digest",
                 Err(Unroutable::PageSize) => "page",
                 Err(Unroutable::Query(_)) => "query",
+                Err(Unroutable::Algorithm) => "algorithm",
+                Err(Unroutable::Upload) => "upload",
                 Ok(route) => panic!("{path} is {route:?}"),
             };
             assert_eq!(kind, expected, "{path}");

@@ -3,7 +3,7 @@
 use super::catalog::erase::{self, Erase};
 use super::catalog::writer::Change;
 use super::{Store, StoreError, TagMove};
-use crate::names::Repository;
+use crate::names::{Origin, Repository};
 use crate::oci::{Digest, Tag};
 
 /// What became of [`Store::rollback_tag`].
@@ -33,6 +33,16 @@ impl Store {
     /// or filled there again. `false`: it is not readable there.
     pub async fn delete_blob(&self, repository: &Repository, digest: &Digest) -> Result<bool, StoreError> {
         self.erase(Erase::Blob { repository: repository.clone(), blob: *digest }).await
+    }
+
+    /// At most `limit` repositories that may hold the blob; whether one does is [`Store::blob`]'s to say.
+    pub async fn holders(&self, blob: &Digest, limit: usize) -> Result<Vec<Repository>, StoreError> {
+        let holders = erase::holders(&self.0.readers, blob, limit).await?;
+        let parsed = holders.into_iter().map(|(origin, name)| {
+            let origin = if origin.is_empty() { Origin::Local } else { Origin::Upstream(origin.into()) };
+            Ok(Repository { origin, name: name.parse().map_err(StoreError::catalog)? })
+        });
+        parsed.collect()
     }
 
     /// At most `limit` repositories that hold anything, after `after`, in byte order: local ones by name, an upstream's

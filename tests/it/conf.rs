@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use sealock::config::{LogSettings, PullSettings, RouteSettings, Settings};
 use sealock::gate::{AuditSettings, GateSettings, WindowSettings};
+use sealock::push::PushSettings;
 use sealock::server::ServerSettings;
 use sealock::upstream::UpstreamSettings;
 use serde::Deserialize;
@@ -63,6 +64,7 @@ fn the_reference_has_every_key_and_its_default() {
         ("[audit]", keys::<AuditSettings>()),
         ("[log]", keys::<LogSettings>()),
         ("[pull]", keys::<PullSettings>()),
+        ("[push]", keys::<PushSettings>()),
         ("[upstream.site]", keys::<UpstreamSettings>()),
         ("[route.\"site/**\"]", keys::<RouteSettings>()),
     ];
@@ -89,6 +91,7 @@ fn the_reference_has_every_key_and_its_default() {
     assert_eq!(format!("{:?}", settings.audit), format!("{:?}", default.audit));
     assert_eq!(format!("{:?}", settings.log), format!("{:?}", default.log));
     assert_eq!(format!("{:?}", settings.pull), format!("{:?}", default.pull));
+    assert_eq!(format!("{:?}", settings.push), format!("{:?}", default.push));
     let site = &settings.upstream["site"];
     assert_eq!(format!("{site:?}"), format!("{:?}", UpstreamSettings::for_host("registry.example")));
 }
@@ -143,7 +146,7 @@ fn every_section_refuses_keys_that_it_does_not_know() {
     // Invariant 20
     let upstream = "[upstream.x]\nhost = \"x.io\"";
     let route = "[route.x]\nupstream = \"hub\"";
-    for section in ["[server]", "[gate]", "[audit]", "[log]", "[pull]", upstream, route] {
+    for section in ["[server]", "[gate]", "[audit]", "[log]", "[pull]", "[push]", upstream, route] {
         let why = load(&format!("{section}\nnonsense = 1")).map(|_| ()).expect_err(section);
         assert!(why.contains("unknown field `nonsense`"), "{section}: {why}");
     }

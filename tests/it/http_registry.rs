@@ -15,6 +15,7 @@ use sealock::gate::{Gate, GateSettings};
 use sealock::names::{Host, OfflineMiss, Origin, Policy, Repository, Route, Routes};
 use sealock::oci::{Algorithm, Digest, Manifest, MediaType};
 use sealock::pull::Pull;
+use sealock::push::{Push, PushSettings};
 use sealock::server::admin::{Admin, AdminClient, CloseOrder, OpenOrder, StatusSource};
 use sealock::server::{Listeners, Server, ServerSettings};
 use sealock::store::{Store, TagSource};
@@ -105,8 +106,15 @@ impl Site {
             let tag = tag.parse().unwrap();
             store.point_tag(&kept_in, &tag, &manifest.digest, TagSource::Filled).await.unwrap();
         }
-        let server =
-            Server::new(ServerSettings::default(), pull.clone(), store.clone(), Arc::clone(&routes), clock.clone());
+        let push = Push::new(store.clone(), PushSettings::default());
+        let server = Server::new(
+            ServerSettings::default(),
+            pull.clone(),
+            push,
+            store.clone(),
+            Arc::clone(&routes),
+            clock.clone(),
+        );
         let listeners = Listeners::bind(&[SocketAddr::from(([127, 0, 0, 1], 0))]).await.unwrap();
         let address = listeners.addresses()[0];
         let source = StatusSource {
@@ -156,7 +164,7 @@ impl Site {
 fn routes() -> Routes {
     let policy = |offline_miss| {
         let fresh_for = Duration::from_secs(900);
-        Arc::new(Policy { fresh_for, prefetch: false, platforms: Vec::new(), offline_miss })
+        Arc::new(Policy { fresh_for, prefetch: false, platforms: Vec::new(), offline_miss, push: false })
     };
     let host = Host {
         upstream: "far".into(),
@@ -330,9 +338,9 @@ async fn pushes_are_refused_in_clear_words() {
     let uploads = "/v2/app/blobs/uploads/";
     for (method, path) in [
         ("POST", uploads),
-        ("GET", uploads),
-        ("PATCH", "/v2/app/blobs/uploads/7"),
+        ("PATCH", "/v2/app/blobs/uploads/00112233445566778899aabbccddeeff"),
         ("PUT", "/v2/app/manifests/1"),
+        ("DELETE", "/v2/app/blobs/sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"),
         ("DELETE", "/v2/app/manifests/1"),
     ] {
         let reply = site.ask(method, path, &[]).await;
@@ -354,7 +362,8 @@ async fn bad_input_is_4xx_with_the_specifications_code() {
         ("/v2/app/blobs/sha256:baddigeststring", 400, "DIGEST_INVALID"),
         ("/v2/app/manifests/sha256:zz", 400, "DIGEST_INVALID"),
         ("/v2/app/manifests/.INVALID_MANIFEST_NAME", 404, "MANIFEST_UNKNOWN"),
-        ("/v2/_catalog", 404, "UNSUPPORTED"),
+        ("/v2/_catalog?n=x", 400, "UNSUPPORTED"),
+        ("/v2/app/blobs/uploads/7", 404, "BLOB_UPLOAD_UNKNOWN"),
         ("/", 404, "UNSUPPORTED"),
     ] {
         let (found, found_code, _) = site.get(path).await.error();

@@ -12,6 +12,8 @@ mod http_edge;
 mod http_registry;
 mod layers;
 mod pull;
+mod push;
+mod spec;
 mod store;
 mod tidy;
 mod upstream;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Empty};
+use http_body_util::{BodyExt, Empty, Full};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use jiff::{SignedDuration, Timestamp};
@@ -158,8 +158,36 @@ impl Sealock {
         Ok(Reply { status: head.status, headers: head.headers, body })
     }
 
+    /// As [`Sealock::send`], with a body.
+    pub async fn send_body(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Bytes>,
+    ) -> io::Result<Reply> {
+        let reply = self.begin_with(method, path, headers, Full::new(body.into())).await?;
+        let (head, body) = reply.into_parts();
+        let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
+        Ok(Reply { status: head.status, headers: head.headers, body })
+    }
+
     /// One request on a connection of its own; its body is yet to be read.
     pub async fn begin(&self, method: Method, path: &str, headers: &[(&str, &str)]) -> io::Result<Response<Incoming>> {
+        self.begin_with(method, path, headers, Empty::<Bytes>::new()).await
+    }
+
+    /// As [`Sealock::begin`], with a body of any kind.
+    pub async fn begin_with<B>(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: B,
+    ) -> io::Result<Response<Incoming>>
+    where
+        B: http_body::Body<Data = Bytes, Error: std::error::Error + Send + Sync> + Send + 'static,
+    {
         let stream = connect(self.address).await?;
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
@@ -168,7 +196,7 @@ impl Sealock {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let request = request.body(Empty::<Bytes>::new()).map_err(io::Error::other)?;
+        let request = request.body(body).map_err(io::Error::other)?;
         sender.send_request(request).await.map_err(io::Error::other)
     }
 

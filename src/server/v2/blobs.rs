@@ -1,4 +1,4 @@
-//! `GET` and `HEAD /v2/<name>/blobs/<digest>`, whole or in part, kept or while the fill runs.
+//! `/v2/<name>/blobs/<digest>`: read whole or in part, kept or while the fill runs; deleted.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use tracing::error;
 use super::{Tagged, not_modified};
 use crate::oci::Digest;
 use crate::pull::{Ask, FoundBlob, Miss, Tail};
+use crate::push::Order;
 use crate::server::body::Body;
 use crate::server::face::{Answer, Call};
 use crate::server::file::{self, WHOLE_MAX};
@@ -51,6 +52,12 @@ pub(in crate::server) async fn serve(call: &Call<'_>, ask: &Ask, digest: &Digest
             Ok(reply_with(tagged, body, part != Part::Whole, range, size))
         }
     }
+}
+
+/// `DELETE`: it cannot be read in this repository any more.
+pub(in crate::server) async fn delete(call: &Call<'_>, order: &Order, digest: &Digest) -> Answer {
+    call.face.push.delete_blob(order, digest).await.map_err(|why| call.refused(&why))?;
+    Ok(super::deleted())
 }
 
 fn within(part: &Part, size: u64) -> Result<Range<u64>, Problem> {

@@ -1,9 +1,11 @@
 //! The distribution API's endpoints (specification 1.1): one file each.
 
 pub(super) mod blobs;
+pub(super) mod catalog;
 pub(super) mod manifests;
 pub(super) mod referrers;
 pub(super) mod tags;
+pub(super) mod uploads;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
@@ -45,6 +47,25 @@ fn not_modified(tagged: Tagged) -> Response<Body> {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::NOT_MODIFIED;
     tagged.insert(response.headers_mut());
+    response
+}
+
+/// 201: what was pushed is kept, and can be had at `location`.
+fn created(location: HeaderValue, tagged: Tagged) -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::CREATED;
+    let headers = response.headers_mut();
+    headers.insert(header::LOCATION, location);
+    headers.insert(header::CONTENT_LENGTH, 0.into());
+    headers.insert(CONTENT_DIGEST, tagged.digest);
+    response
+}
+
+/// 202: it is deleted.
+fn deleted() -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::ACCEPTED;
+    response.headers_mut().insert(header::CONTENT_LENGTH, 0.into());
     response
 }
 

@@ -209,6 +209,17 @@ pub async fn log(readers: &Pool, id: RepositoryId, tag: &Tag) -> Result<Vec<TagM
         .collect()
 }
 
+/// At most `limit` repositories that may hold the blob, the longest known first.
+pub async fn holders(readers: &Pool, blob: &Digest, limit: usize) -> Result<Vec<(String, String)>, StoreError> {
+    let sql = "SELECT origin, name FROM repository WHERE id IN (
+            SELECT repository FROM blob_grant WHERE digest = $1
+            UNION SELECT g.repository FROM part p JOIN manifest_grant g ON g.digest = p.manifest
+                WHERE p.digest = $1 AND p.kind IN ('config', 'layer'))
+        ORDER BY id LIMIT $2";
+    let holders = sqlx::query_as(sql).bind(blob.to_string()).bind(integer(limit as u64)).fetch_all(readers).await;
+    holders.map_err(StoreError::catalog)
+}
+
 /// At most `limit` repositories that hold anything, after `after`, as clients would ask for them, in byte order.
 pub async fn repositories(readers: &Pool, after: Option<&str>, limit: usize) -> Result<Vec<String>, StoreError> {
     let sql = "SELECT DISTINCT shown FROM (

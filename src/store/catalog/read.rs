@@ -43,8 +43,9 @@ pub async fn blob_size(readers: &Pool, blob: &Digest) -> Result<Option<u64>, Sto
     Ok(size.map(number))
 }
 
-/// The size of a kept blob that the repository may read: granted itself, or named by a manifest that is; and not
-/// deleted there.
+/// The size of a kept blob that the repository may read: granted itself, or, in an upstream's, named by a manifest that
+/// is; and not deleted there. In a local one a client wrote the manifest, and could name whatever it wants to read; and
+/// whoever writes `urls` into any manifest makes a layer foreign, which is never held against what is there.
 pub async fn granted_blob_size<'c>(
     from: impl Executor<'c, Database = Database>,
     id: RepositoryId,
@@ -54,7 +55,8 @@ pub async fn granted_blob_size<'c>(
         AND NOT EXISTS (SELECT 1 FROM blob_deleted WHERE repository = $1 AND digest = $2) AND (
             EXISTS (SELECT 1 FROM blob_grant WHERE repository = $1 AND digest = $2)
             OR EXISTS (SELECT 1 FROM part p JOIN manifest_grant g ON g.digest = p.manifest AND g.repository = $1
-                WHERE p.digest = $2 AND p.kind IN ('config', 'layer', 'foreign')))";
+                JOIN repository r ON r.id = g.repository AND r.origin <> ''
+                WHERE p.digest = $2 AND p.kind IN ('config', 'layer')))";
     let size: Option<i64> = sqlx::query_scalar(sql)
         .bind(id)
         .bind(blob.to_string())
@@ -68,7 +70,7 @@ pub async fn granted_blob_size<'c>(
 pub async fn expected_size(readers: &Pool, id: RepositoryId, blob: &Digest) -> Result<Option<u64>, StoreError> {
     let sql = "SELECT COALESCE((SELECT size FROM blob WHERE digest = $2), p.size)
         FROM part p JOIN manifest_grant g ON g.digest = p.manifest AND g.repository = $1
-        WHERE p.digest = $2 AND p.kind IN ('config', 'layer', 'foreign') LIMIT 1";
+        WHERE p.digest = $2 AND p.kind IN ('config', 'layer') LIMIT 1";
     let size: Option<i64> = sqlx::query_scalar(sql)
         .bind(id)
         .bind(blob.to_string())

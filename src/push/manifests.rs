@@ -1,0 +1,97 @@
+//! A pushed manifest: parsed, held against what its repository has, kept as it came, and named by its tags.
+
+use bytes::Bytes;
+use tracing::info;
+
+use super::{Order, Push, PushError};
+use crate::oci::{Algorithm, Content, Descriptor, Digest, Manifest, MediaType, Reference, Tag};
+use crate::store::TagSource;
+
+/// Most tags that one push points, that of its path included.
+pub const TAGS_MAX: usize = 64;
+
+/// A manifest that was taken in.
+#[derive(Clone, Debug)]
+pub struct PushedManifest {
+    pub digest: Digest,
+    /// What it refers to as a referrer.
+    pub subject: Option<Digest>,
+}
+
+impl Push {
+    /// Takes in `bytes` under `reference`, and points `tags` at it as well. Without a media type, its own counts.
+    pub async fn put_manifest(
+        &self,
+        order: &Order,
+        reference: &Reference,
+        tags: &[Tag],
+        media_type: Option<MediaType>,
+        bytes: Bytes,
+    ) -> Result<PushedManifest, PushError> {
+        self.check_manifest(order, tags)?;
+        let media_type = media_type.or_else(|| Manifest::sniff_media_type(&bytes)).ok_or(PushError::NoMediaType)?;
+        let algorithm = match reference {
+            Reference::Digest(digest) => digest.algorithm(),
+            Reference::Tag(_) => Algorithm::Sha256,
+        };
+        let manifest = Manifest::parse(bytes, media_type, algorithm)?;
+        if let Reference::Digest(expected) = reference
+            && manifest.digest != *expected
+        {
+            let (expected, actual) = (expected.to_string(), manifest.digest.to_string());
+            return Err(PushError::DigestDiffers { expected, actual });
+        }
+        self.check_parts(order, &manifest).await?;
+        let (store, repository, digest) = (&self.0.store, &order.target.repository, manifest.digest);
+        store.keep_manifest(repository, &manifest).await?;
+        self.cross_off(repository, &Reference::Digest(digest)).await;
+        let named = match reference {
+            Reference::Tag(tag) => Some(tag),
+            Reference::Digest(_) => None,
+        };
+        for tag in named.into_iter().chain(tags) {
+            store.point_tag(repository, tag, &digest, TagSource::Pushed).await?;
+            self.cross_off(repository, &Reference::Tag(tag.clone())).await;
+        }
+        info!(%repository, %reference, %digest, size_bytes = manifest.size(), "kept {digest}, pushed as {repository}{}", reference.suffix());
+        Ok(PushedManifest { digest, subject: manifest.subject.map(|subject| subject.digest) })
+    }
+
+    /// Whether a manifest may come at all: asked before its body is read.
+    pub fn check_manifest(&self, order: &Order, tags: &[Tag]) -> Result<(), PushError> {
+        self.check_push(order)?;
+        if tags.len() < TAGS_MAX { Ok(()) } else { Err(PushError::TooManyTags { max: TAGS_MAX }) }
+    }
+
+    /// Everything that it names, but its subject and foreign layers, must be readable in its repository. That also
+    /// holds where the bytes are kept for another one: naming them must not make them readable here (invariant 14).
+    async fn check_parts(&self, order: &Order, manifest: &Manifest) -> Result<(), PushError> {
+        let settings = &self.0.settings;
+        let may_miss = match &manifest.content {
+            Content::Opaque => true,
+            Content::Index { .. } => settings.sparse_indexes,
+            Content::Image { .. } => settings.sparse_images && order.target.source.is_none(),
+        };
+        if may_miss {
+            return Ok(());
+        }
+        let mut missing = Vec::new();
+        for part in manifest.parts().filter(|part| !part.foreign) {
+            if !missing.contains(&part.digest) && !self.has_part(order, &manifest.content, part).await? {
+                missing.push(part.digest);
+            }
+        }
+        if missing.is_empty() {
+            return Ok(());
+        }
+        Err(PushError::PartsUnknown { name: order.target.asked.to_string(), missing })
+    }
+
+    async fn has_part(&self, order: &Order, content: &Content, part: &Descriptor) -> Result<bool, PushError> {
+        let (store, repository) = (&self.0.store, &order.target.repository);
+        match content {
+            Content::Index { .. } => Ok(store.manifest(repository, &part.digest).await?.is_some()),
+            Content::Image { .. } | Content::Opaque => Ok(store.blob(repository, &part.digest).await?.is_some()),
+        }
+    }
+}

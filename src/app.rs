@@ -10,6 +10,7 @@ use tracing::{error, info, warn};
 use crate::clock::Clock;
 use crate::config::Settings;
 use crate::gate::{Gate, GateError, Mode};
+use crate::keep::Keep;
 use crate::names::{InvalidRoute, Routes};
 use crate::pull::Pull;
 use crate::push::Push;
@@ -28,6 +29,7 @@ struct Parts {
     gate: Gate,
     pull: Pull,
     push: Push,
+    keep: Keep,
     routes: Arc<Routes>,
     server: Server,
     admin: Admin,
@@ -94,6 +96,7 @@ impl App {
         let end = CancellationToken::new();
         let pull = Pull::new(store.clone(), gate.clone(), upstreams.clone(), clock.clone(), end.clone());
         let push = Push::new(store.clone(), settings.push.clone());
+        let keep = Keep::new(store.clone(), settings.keep.clone(), clock.clone());
         let (face, at) = (settings.server.clone(), clock.clone());
         let server = Server::new(face, pull.clone(), push.clone(), store.clone(), routes.clone(), at);
         let listeners = Listeners::bind(&settings.server.listen).await?;
@@ -102,6 +105,7 @@ impl App {
             store: store.clone(),
             gate: gate.clone(),
             pull: pull.clone(),
+            keep: keep.clone(),
             routes: routes.clone(),
             upstreams: upstreams.into_values().collect(),
             addresses: addresses.clone(),
@@ -119,6 +123,7 @@ impl App {
             gate,
             pull,
             push,
+            keep,
             routes,
             server,
             admin,
@@ -142,8 +147,9 @@ impl App {
             // The gate's clock and the admin socket go on until the last client has its reply.
             parts.end.cancel();
         };
-        let (gate, admin) = (parts.gate.run(parts.end.clone()), parts.admin.run(parts.end.clone()));
-        tokio::join!(serving, gate, admin, parts.push.run(parts.end.clone()));
+        let end = || parts.end.clone();
+        let (gate, admin) = (parts.gate.run(end()), parts.admin.run(end()));
+        tokio::join!(serving, gate, admin, parts.push.run(end()), parts.keep.run(end()));
         parts.pull.ended().await;
         parts.push.ended().await;
         if let Err(why) = parts.gate.flush().await {
@@ -172,6 +178,10 @@ impl App {
 
     pub fn store(&self) -> &Store {
         &self.0.store
+    }
+
+    pub fn keep(&self) -> &Keep {
+        &self.0.keep
     }
 
     pub fn pull(&self) -> &Pull {

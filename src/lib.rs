@@ -12,6 +12,8 @@
 //! GET …/blobs/sha256:…           the same way; a miss joins or starts a fill, and every client follows the fill's file
 //! PUT …/manifests/…, …/uploads/  server, then push ── store: nothing upstream is asked
 //! ```
+//!
+//! `keep` holds the jobs: they use what is below them and never one another; the admin API and `app` use them.
 
 pub mod cli;
 
@@ -20,6 +22,8 @@ pub mod app;
 pub mod config;
 
 pub mod server;
+
+pub mod keep;
 
 pub mod pull;
 pub mod push;

@@ -2,11 +2,14 @@
 
 mod config;
 mod gate;
+mod gc;
 mod healthcheck;
 mod ls;
 mod print;
 mod serve;
 mod status;
+mod tag;
+mod verify;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -62,6 +65,11 @@ enum Command {
     Status(status::Status),
     /// What is kept: repositories and tags, whether they are complete, their size and age
     Ls(ls::Ls),
+    Gc(gc::Gc),
+    Verify(verify::Verify),
+    /// What a tag named; roll it back, pin it, let it follow upstream again
+    #[command(subcommand)]
+    Tag(tag::TagCommand),
     /// Look at the settings
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -86,6 +94,16 @@ impl Failure {
             cause = why.source();
         }
         Self { message, hint, code: 1 }
+    }
+
+    /// Done, and what was found is bad.
+    fn found(message: String) -> Self {
+        Self { message, hint: None, code: 1 }
+    }
+
+    /// Done in part; what was left out was listed.
+    fn partly(message: String) -> Self {
+        Self { message, hint: None, code: 3 }
     }
 
     fn usage(why: &ConfigError) -> Self {
@@ -142,6 +160,9 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Gate(command) => command.run(&common),
         Command::Status(command) => command.run(&common),
         Command::Ls(command) => command.run(&common),
+        Command::Gc(command) => command.run(&common),
+        Command::Tag(command) => command.run(&common),
+        Command::Verify(command) => command.run(&common),
         Command::Config(command) => command.run(&common),
         Command::Healthcheck(command) => command.run(&common),
     };

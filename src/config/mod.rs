@@ -17,6 +17,7 @@ use serde::Deserialize;
 use self::layers::Layers;
 pub use self::presets::Preset;
 use crate::gate::{AuditSettings, GateSettings};
+use crate::keep::KeepSettings;
 use crate::names::{Host, OfflineMiss, Policy, Route, Routes};
 use crate::oci::Platform;
 use crate::push::PushSettings;
@@ -39,6 +40,7 @@ pub struct Settings {
     pub log: LogSettings,
     pub pull: PullSettings,
     pub push: PushSettings,
+    pub keep: KeepSettings,
     /// By a name of the operator's choice.
     pub upstream: BTreeMap<String, UpstreamSettings>,
     /// By pattern.
@@ -189,7 +191,8 @@ impl Settings {
         if let Err(wrong) = self.server.check() {
             return Err(layers.wrong(&["server", wrong.key], format!("it is {}; {}", wrong.value, wrong.advice)));
         }
-        for (section, checked) in [("gate", self.gate.check()), ("audit", self.audit.check())] {
+        let sections = [("gate", self.gate.check()), ("audit", self.audit.check()), ("keep", self.keep.check())];
+        for (section, checked) in sections {
             if let Err((key, message)) = checked {
                 let key: Vec<&str> =
                     [section].into_iter().chain(key.split(['.', '[', ']']).filter(|k| !k.is_empty())).collect();

@@ -74,6 +74,15 @@ impl Disk {
         })
     }
 
+    pub(super) fn data(&self) -> &Path {
+        &self.data
+    }
+
+    /// Makes a folder in the data folder that only some stores have.
+    pub(super) fn make_folder(&self, name: &str) -> Result<(), StoreError> {
+        create_folder(&self.data.join(name))
+    }
+
     pub fn catalog(&self) -> PathBuf {
         self.data.join("catalog.sqlite")
     }
@@ -293,7 +302,7 @@ fn create_folder(path: &Path) -> Result<(), StoreError> {
     Ok(())
 }
 
-fn sync_folder(path: &Path) -> Result<(), StoreError> {
+pub(super) fn sync_folder(path: &Path) -> Result<(), StoreError> {
     let synced = File::open(path).and_then(|folder| folder.sync_all());
     synced.map_err(|source| StoreError::io("fsync", path, source))
 }

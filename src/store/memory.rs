@@ -193,6 +193,12 @@ impl Memory {
         }
     }
 
+    /// Which of `digests` were asked for since last uses were written, and when.
+    pub fn used_of(&self, digests: &[Digest]) -> Vec<(Digest, i64)> {
+        let used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        digests.iter().filter_map(|digest| Some((*digest, *used.get(digest)?))).collect()
+    }
+
     /// The last uses that were noted since the last call.
     pub fn take_used(&self) -> HashMap<Digest, i64> {
         std::mem::take(&mut *self.used.lock().unwrap_or_else(PoisonError::into_inner))

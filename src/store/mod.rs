@@ -8,6 +8,8 @@
 //!   blobs/sha512/<hex>
 //!   staging/<alg>-<hex>        unfinished fills, resumed by digest
 //!   staging/upload-<id>        unfinished uploads, resumed by id; the rest of `staging/` is removed at the start
+//!   trash/<alg>-<hex>          collected, and still to be put back; `gone-…` is about to be removed
+//!   quarantine/<alg>-<hex>     files whose bytes were found wrong
 //! ```
 //!
 //! * Content is visible only after it was hashed (invariant 2) and is durable before it is visible (invariant 6): file,
@@ -26,8 +28,11 @@ mod hashed;
 mod lock;
 mod memory;
 mod records;
+mod scrub;
 mod staged;
 mod staging;
+mod sweep;
+mod trash;
 mod upload;
 
 use std::io;
@@ -44,9 +49,14 @@ pub use erasing::Rollback;
 pub use error::{KeepError, StoreError};
 #[doc(hidden)]
 pub use faults::{Faults, Step};
-pub use records::{KeptBlob, KeptManifest, TagLine, TagMove, TagRecord, TagSource, Totals, Wanted};
+pub use records::{
+    CollectRules, Garbage, GarbageKind, KeptBlob, KeptManifest, TagLine, TagMove, TagRecord, TagSource, Totals,
+    Trashed, Wanted,
+};
+pub use scrub::Verdict;
 pub use staged::Staged;
 pub use staging::{STAGED_BYTES_MAX, STAGED_FILES_MAX};
+pub use sweep::{GARBAGE_MAX, Restored};
 pub use upload::{InvalidUploadId, UPLOAD_AGE_MAX, UPLOAD_REST_MAX, UPLOADS_MAX, Upload, UploadError, UploadId};
 
 use catalog::writer::{Change, Writer};
@@ -131,10 +141,6 @@ impl Store {
 
     /// Records a blob that [`Staged::keep`] placed, grants it, and completes what was waiting for it: one transaction.
     pub async fn keep_blob(&self, repository: &Repository, blob: &KeptBlob) -> Result<(), StoreError> {
-        let found = self.find(&blob.digest).await?;
-        if !found.has_size(blob.size) {
-            return Err(StoreError::refused("keep", &blob.digest, io::ErrorKind::NotFound, "it has no such file"));
-        }
         let (repository, digest, size) = (repository.clone(), blob.digest, blob.size);
         self.0.writer.apply(Change::KeepBlob { repository, blob: digest, size }).await.map(drop)
     }

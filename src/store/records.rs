@@ -7,7 +7,8 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::oci::{Digest, Manifest};
+use crate::names::Repository;
+use crate::oci::{Digest, Manifest, MediaType};
 
 /// A kept blob, opened for reading. Its length was checked against the catalog when it was opened.
 #[derive(Clone, Debug)]
@@ -72,6 +73,50 @@ pub struct Wanted {
     pub count: u64,
 }
 
+/// What a collection leaves alone.
+#[derive(Clone, Copy, Debug)]
+pub struct CollectRules {
+    /// Digests of each tag's history that stay, the newest first.
+    pub history: u32,
+    /// Whether manifests stay that no tag names and no pushed tag ever named.
+    pub keep_untagged: bool,
+    /// What was kept or used since then stays.
+    pub since: Timestamp,
+}
+
+/// What a line of garbage is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GarbageKind {
+    Blob,
+    Manifest,
+    /// A file that the catalog does not know.
+    File,
+}
+
+/// Something that nothing refers to.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Garbage {
+    pub digest: Digest,
+    pub kind: GarbageKind,
+    pub size_bytes: u64,
+    /// One of those in which it can be read.
+    pub repository: Option<String>,
+}
+
+/// Something in the trash.
+#[derive(Clone, Debug)]
+pub struct Trashed {
+    pub digest: Digest,
+    pub kind: GarbageKind,
+    pub size_bytes: u64,
+    /// Of a manifest.
+    pub media_type: Option<MediaType>,
+    /// Where it could be read.
+    pub repositories: Vec<Repository>,
+    pub thrown_at: Timestamp,
+}
+
 /// A line of `sealock ls`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct TagLine {
@@ -99,6 +144,26 @@ pub struct Totals {
     pub size_bytes: u64,
     pub staged_bytes: u64,
     pub incomplete_tags: u64,
+}
+
+impl CollectRules {
+    pub(super) fn since_ms(&self) -> i64 {
+        self.since.as_millisecond()
+    }
+}
+
+impl GarbageKind {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Blob => "blob",
+            Self::Manifest => "manifest",
+            Self::File => "file",
+        }
+    }
+
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        [Self::Blob, Self::Manifest, Self::File].into_iter().find(|kind| kind.as_str() == text)
+    }
 }
 
 impl TagSource {

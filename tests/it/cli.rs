@@ -215,9 +215,108 @@ fn a_start_that_fails_leaves_the_gate_as_it_was() {
 }
 
 #[test]
+fn what_nothing_refers_to_is_listed_collected_and_put_back() {
+    // Invariant 8
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    std::fs::write(at.join("site.toml"), "[keep]\ngrace = \"0s\"\n").unwrap();
+    let serving = serve(at, &["-c", "site.toml"]);
+    let bytes = b"of no repository";
+    let digest = sealock::oci::Digest::sha256(bytes);
+    let (file, trashed) = (at.join("data/blobs/sha256").join(digest.hex()), at.join("data/trash"));
+    let trashed = trashed.join(format!("sha256-{}", digest.hex()));
+    std::fs::write(&file, bytes).unwrap();
+    // A file counts as old when the second of its change is over.
+    let planned = loop {
+        let planned = json(at, &["gc", "--dry-run", "--json"]);
+        if planned["files"] == 1 {
+            break planned;
+        }
+    };
+    assert_eq!(planned["lines"][0]["digest"], digest.to_string());
+    assert!(file.exists(), "a dry run changes nothing");
+    assert!(done(at, &["gc", "--dry-run"]).contains("would go: 16 B in 0 manifests, 0 blobs and 1 unknown files"));
+    assert!(done(at, &["gc"]).contains("went to the trash: 16 B"));
+    assert!(!file.exists() && trashed.exists());
+    assert!(done(at, &["gc", "--undo"]).contains("put back: "));
+    assert_eq!(std::fs::read(&file).unwrap(), bytes);
+    assert_eq!(run(at, &["gc", "--undo", "--dry-run"]).status.code(), Some(2));
+    assert_eq!(serving.stop(), Some(0));
+}
+
+/// Three images of `team/app`, and its tag `1` that was pushed to each in turn.
+fn pushed_thrice(data: &Path) -> Vec<sealock::oci::Digest> {
+    use sealock::clock::Clock;
+    use sealock::names::{Origin, Repository};
+    use sealock::oci::{Algorithm, Manifest, MediaType};
+    use sealock::store::{Store, TagSource};
+    let push = async {
+        let (store, repository) = (Store::open(data, Clock::system()).await.unwrap(), "team/app".parse().unwrap());
+        let (repository, mut digests) = (Repository { origin: Origin::Local, name: repository }, Vec::new());
+        for number in 0..3 {
+            let text =
+                serde_json::json!({"schemaVersion": 2, "manifests": [], "annotations": {"number": number.to_string()}});
+            let media_type = MediaType::parse(MediaType::OCI_INDEX).unwrap();
+            let manifest = Manifest::parse(text.to_string().into(), media_type, Algorithm::Sha256).unwrap();
+            store.keep_manifest(&repository, &manifest).await.unwrap();
+            let tag = "1".parse().unwrap();
+            store.point_tag(&repository, &tag, &manifest.digest, TagSource::Pushed).await.unwrap();
+            digests.push(manifest.digest);
+        }
+        store.close().await;
+        digests
+    };
+    tokio::runtime::Runtime::new().unwrap().block_on(push)
+}
+
+#[test]
+fn a_tag_tells_where_it_was_and_is_turned_back_and_pinned_and_verified() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let digests = pushed_thrice(&at.join("data"));
+    let serving = serve(at, &[]);
+    let log = json(at, &["tag", "log", "team/app:1", "--json"]);
+    assert_eq!(log["digest"], digests[2].to_string());
+    let named: Vec<&str> = log["log"].as_array().unwrap().iter().map(|line| line["digest"].as_str().unwrap()).collect();
+    assert_eq!(named, [&digests[2], &digests[1], &digests[0]].map(ToString::to_string));
+    let words = done(at, &["tag", "log", "team/app:1"]);
+    assert_eq!(words.lines().filter(|line| line.contains("pushed") && line.contains("kept")).count(), 3, "{words}");
+
+    assert!(done(at, &["tag", "rollback", "team/app:1"]).contains(&format!("team/app:1 names {} again", digests[1])));
+    let to = digests[0].to_string();
+    assert!(done(at, &["tag", "rollback", "team/app:1", "--to", &to]).contains(&to));
+    assert!(done(at, &["verify", "team/app"]).contains("checked 3 blobs and manifests"));
+    let bad = at.join("data/blobs/sha256").join(digests[1].hex());
+    std::fs::write(&bad, std::fs::read_to_string(&bad).unwrap().replace('1', "7")).unwrap();
+    let output = run(at, &["verify", "--json"]);
+    assert_eq!(output.status.code(), Some(1));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["bad"][0]["digest"], digests[1].to_string());
+    assert_eq!(json(at, &["tag", "pin", "team/app:1", "--json"])["pinned"], true);
+    assert_eq!(json(at, &["tag", "unpin", "team/app:1", "--json"])["pinned"], false);
+    let wrong = [
+        (&["tag", "pin", "team/app:2"][..], 1, "there is no tag team/app:2"),
+        (&["tag", "log", "team/other:1"], 1, "team/other:1 was never kept here"),
+        (&["tag", "release", "team/app:1"], 1, "follows upstream already, or has none"),
+        (&["tag", "rollback", "team/app:1", "--to", "latest"], 1, "`sealock tag log team/app:1` lists what it named"),
+        (&["tag", "log", "Team/app:1"], 1, "`Team/app` is not a name"),
+        (&["tag", "log", "team/app"], 2, "write a name and a tag"),
+    ];
+    for (command, code, expected) in wrong {
+        let output = run(at, command);
+        let words = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{command:?}: {words}");
+        assert!(words.contains(expected), "{command:?}: {words}");
+    }
+    assert_eq!(serving.stop(), Some(0));
+}
+
+#[test]
 fn every_command_explains_itself() {
     let folder = tempfile::tempdir().unwrap();
-    for command in [&["--help"][..], &["serve", "--help"], &["gate", "open", "--help"], &["status", "--help"]] {
+    for command in
+        [&["--help"][..], &["serve", "--help"], &["gate", "open", "--help"], &["status", "--help"], &["gc", "--help"]]
+    {
         assert!(done(folder.path(), command).len() > 200, "{command:?}");
     }
 }

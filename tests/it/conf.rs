@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use sealock::config::{LogSettings, PullSettings, RouteSettings, Settings};
 use sealock::gate::{AuditSettings, GateSettings, WindowSettings};
+use sealock::keep::KeepSettings;
 use sealock::push::PushSettings;
 use sealock::server::ServerSettings;
 use sealock::upstream::UpstreamSettings;
@@ -65,6 +66,7 @@ fn the_reference_has_every_key_and_its_default() {
         ("[log]", keys::<LogSettings>()),
         ("[pull]", keys::<PullSettings>()),
         ("[push]", keys::<PushSettings>()),
+        ("[keep]", keys::<KeepSettings>()),
         ("[upstream.site]", keys::<UpstreamSettings>()),
         ("[route.\"site/**\"]", keys::<RouteSettings>()),
     ];
@@ -92,6 +94,7 @@ fn the_reference_has_every_key_and_its_default() {
     assert_eq!(format!("{:?}", settings.log), format!("{:?}", default.log));
     assert_eq!(format!("{:?}", settings.pull), format!("{:?}", default.pull));
     assert_eq!(format!("{:?}", settings.push), format!("{:?}", default.push));
+    assert_eq!(settings.keep, default.keep);
     let site = &settings.upstream["site"];
     assert_eq!(format!("{site:?}"), format!("{:?}", UpstreamSettings::for_host("registry.example")));
 }
@@ -124,6 +127,8 @@ fn a_wrong_setting_is_one_line_with_file_line_and_key() {
             "site.toml:2: gate.windows.0.when: `often` is not a cron expression",
         ),
         ("[gate]\nmode = \"ajar\"", "site.toml:2: gate.mode"),
+        ("[keep]\nhistory = 0", "site.toml:2: keep.history: write a number from 1 to 32"),
+        ("[keep]\ncollect_every = \"5s\"", "site.toml:2: keep.collect_every: write `1m` or more"),
         ("[upstream.x]\nusername = \"u\"", "site.toml:1: upstream.x: missing field `host`"),
         ("[upstream.x]\nhost = \"x.io\"\nusername = \"u\"", "site.toml:3: upstream.x.username: has no password"),
         ("[upstream.hub]\nendpoints = [\"http://mirror.lan\"]", "site.toml:2: upstream.hub.endpoints"),

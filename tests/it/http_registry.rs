@@ -12,6 +12,7 @@ use hyper_util::rt::TokioIo;
 use jiff::{SignedDuration, Timestamp};
 use sealock::clock::Clock;
 use sealock::gate::{Gate, GateSettings};
+use sealock::keep::{Keep, KeepSettings};
 use sealock::names::{Host, OfflineMiss, Origin, Policy, Repository, Route, Routes};
 use sealock::oci::{Algorithm, Digest, Manifest, MediaType};
 use sealock::pull::Pull;
@@ -121,6 +122,7 @@ impl Site {
             store: store.clone(),
             gate,
             pull,
+            keep: Keep::new(store.clone(), KeepSettings::default(), clock.clone()),
             routes,
             upstreams: vec![far],
             addresses: vec![address],

@@ -241,7 +241,8 @@ async fn a_fill_that_the_gate_cuts_is_resumed_also_after_a_restart() {
 async fn a_pinned_tag_stays_and_a_released_one_follows_upstream_at_once() {
     let far = FarRegistry::start().await;
     let old = far.put_image(REPOSITORY, "6", &[b"old"]);
-    let site = site(&far).gate_open().start().await;
+    // What is fetched in the background must not be counted.
+    let site = site(&far).settings("[pull]\nprefetch = false").gate_open().start().await;
     pull(&site, NAME, "6", &old).await;
     site.app.pull().settled().await;
     let (store, tag) = (site.app.store(), "6".parse().unwrap());

@@ -9,6 +9,8 @@ mod crash_push;
 mod disk;
 mod erasing;
 mod reports;
+mod scrub;
+mod sweep;
 mod tags;
 mod uploads;
 

@@ -82,7 +82,6 @@ fn what_must_be_covered_is_cited_by_a_test() {
             numbers.filter_map(|number| number.parse().ok()).collect::<Vec<u32>>()
         })
         .collect();
-    let missing: Vec<u32> =
-        (1..=20).filter(|number| !matches!(number, 6 | 8 | 9 | 14) && !cited.contains(number)).collect();
+    let missing: Vec<u32> = (1..=20).filter(|number| *number != 9 && !cited.contains(number)).collect();
     assert!(missing.is_empty(), "no test cites invariant {missing:?}");
 }

@@ -13,8 +13,10 @@ use serde_json::{Value, json};
 use tracing::error;
 
 use super::Office;
-use super::report::{CloseOrder, Complaint, OpenOrder, RouteLine, StatusReport};
+use super::report::{CloseOrder, CollectOrder, Complaint, OpenOrder, RouteLine, StatusReport, VerifyOrder};
+use super::tags::TagMoves;
 use crate::gate::{GateError, GateStatus, Order};
+use crate::keep::{KeepError, VerifyReport};
 use crate::names::Origin;
 use crate::oci::RepositoryName;
 use crate::store::{StoreError, TagLine};
@@ -25,10 +27,10 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// An error reply in the making.
 #[derive(Debug)]
-struct Trouble {
-    status: StatusCode,
-    error: String,
-    hint: Option<String>,
+pub(super) struct Trouble {
+    pub(super) status: StatusCode,
+    pub(super) error: String,
+    pub(super) hint: Option<String>,
 }
 
 type Answer = Result<Value, Trouble>;
@@ -51,7 +53,8 @@ impl Office {
 
     async fn answer(&self, request: Request<Incoming>, uid: Option<u32>) -> Answer {
         let (head, body) = request.into_parts();
-        let (gate, store) = (&self.source.gate, &self.source.store);
+        let (gate, store, keep) = (&self.source.gate, &self.source.store, &self.source.keep);
+        let move_tag = async |how, body| document(&self.move_tag(&order(body).await?, how).await?);
         match (&head.method, head.uri.path()) {
             (&Method::GET, "/gate") => document(&gate.status()),
             (&Method::POST, "/gate/open") => document(&self.open(order(body).await?, uid).await?),
@@ -59,6 +62,21 @@ impl Office {
             (&Method::GET, "/status") => document(&self.report().await?),
             (&Method::GET, "/status/wanted") => document(&store.wanted().await?),
             (&Method::GET, "/ls") => document(&self.list(name_of(head.uri.query())?.as_deref()).await?),
+            (&Method::POST, "/tag") => document(&self.tag(&order(body).await?).await?),
+            (&Method::POST, "/tag/rollback") => move_tag(TagMoves::Rollback, body).await,
+            (&Method::POST, "/tag/pin") => move_tag(TagMoves::Pin, body).await,
+            (&Method::POST, "/tag/unpin") => move_tag(TagMoves::Unpin, body).await,
+            (&Method::POST, "/tag/release") => move_tag(TagMoves::Release, body).await,
+            (&Method::POST, "/gc") => {
+                let CollectOrder { dry_run } = order(body).await?;
+                document(&keep.collect(dry_run).await?)
+            }
+            (&Method::POST, "/verify") => document(&self.verify(order(body).await?).await?),
+            (&Method::GET, "/verify") => {
+                let (checked, size_bytes) = keep.progress().so_far();
+                document(&VerifyReport { checked, size_bytes, ..VerifyReport::default() })
+            }
+            (&Method::POST, "/gc/undo") => document(&keep.undo().await?),
             (&Method::GET, "/ready") => {
                 store.check_catalog().await?;
                 Ok(json!({ "status": "ready" }))
@@ -96,6 +114,17 @@ impl Office {
         let drain = order.drain_ms.map(Duration::from_millis);
         let who = who(order.who, uid);
         Ok(self.source.gate.close(Order { who, why: order.why }, drain).await?)
+    }
+
+    async fn verify(&self, order: VerifyOrder) -> Result<VerifyReport, Trouble> {
+        let repository = order.name.as_deref().map(|name| self.find_repository(name)).transpose()?;
+        if let (Some(name), Some(repository)) = (&order.name, &repository)
+            && !self.source.store.has_repository(repository).await?
+        {
+            let hint = "`sealock ls` lists what is kept; without a name, everything is verified".to_owned();
+            return Err(Trouble::absent(format!("nothing is kept in `{name}`"), hint));
+        }
+        Ok(self.source.keep.verify(repository.as_ref()).await?)
     }
 
     async fn report(&self) -> Result<StatusReport, Trouble> {
@@ -160,7 +189,7 @@ impl Office {
 }
 
 impl Trouble {
-    fn wrong(error: impl Into<String>, hint: impl Into<String>) -> Self {
+    pub(super) fn wrong(error: impl Into<String>, hint: impl Into<String>) -> Self {
         Self { status: StatusCode::BAD_REQUEST, error: error.into(), hint: Some(hint.into()) }
     }
 }
@@ -170,6 +199,16 @@ impl From<StoreError> for Trouble {
         let (error, hint) = (with_causes(&why), why.hint().map(str::to_owned));
         error!("an admin request failed: {error}");
         Self { status: StatusCode::INTERNAL_SERVER_ERROR, error, hint }
+    }
+}
+
+impl From<KeepError> for Trouble {
+    fn from(why: KeepError) -> Self {
+        let hint = why.hint().map(str::to_owned);
+        match why {
+            KeepError::Busy => Self { status: StatusCode::CONFLICT, error: why.to_string(), hint },
+            KeepError::Store(why) => why.into(),
+        }
     }
 }
 

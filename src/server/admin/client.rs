@@ -10,10 +10,11 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::report::{CloseOrder, Complaint, OpenOrder, StatusReport};
+use super::report::{CloseOrder, CollectOrder, Complaint, OpenOrder, StatusReport, TagOrder, TagReport, VerifyOrder};
 use super::{AdminError, socket};
 use crate::gate::GateStatus;
-use crate::store::{TagLine, Wanted};
+use crate::keep::{CollectReport, VerifyReport};
+use crate::store::{Restored, TagLine, Wanted};
 
 /// Commands for the server that serves a data folder. Each takes a connection of its own.
 #[derive(Clone, Debug)]
@@ -51,6 +52,37 @@ impl AdminClient {
     /// Returns when every upstream socket has been reset: after `drain_ms` at most.
     pub async fn close_gate(&self, order: &CloseOrder) -> Result<GateStatus, AdminError> {
         self.ask(Method::POST, "/gate/close", Some(serde_json::json!(order))).await
+    }
+
+    /// What the tag names and named.
+    pub async fn tag(&self, order: &TagOrder) -> Result<TagReport, AdminError> {
+        self.ask(Method::POST, "/tag", Some(serde_json::json!(order))).await
+    }
+
+    /// `how`: rollback, pin, unpin or release.
+    pub async fn move_tag(&self, how: &str, order: &TagOrder) -> Result<TagReport, AdminError> {
+        self.ask(Method::POST, &format!("/tag/{how}"), Some(serde_json::json!(order))).await
+    }
+
+    /// Throws away what nothing refers to; as a dry run, only tells what would go. Returns when it has ended.
+    pub async fn collect(&self, dry_run: bool) -> Result<CollectReport, AdminError> {
+        self.ask(Method::POST, "/gc", Some(serde_json::json!(CollectOrder { dry_run }))).await
+    }
+
+    /// Reads all that is kept, or all that can be read in the repository `name`. Returns when it has ended.
+    pub async fn verify(&self, name: Option<&str>) -> Result<VerifyReport, AdminError> {
+        let order = VerifyOrder { name: name.map(str::to_owned) };
+        self.ask(Method::POST, "/verify", Some(serde_json::json!(order))).await
+    }
+
+    /// How far that is; lists nothing.
+    pub async fn verified_so_far(&self) -> Result<VerifyReport, AdminError> {
+        self.ask(Method::GET, "/verify", None).await
+    }
+
+    /// Puts back what was collected and is still in the trash.
+    pub async fn undo_collection(&self) -> Result<Restored, AdminError> {
+        self.ask(Method::POST, "/gc/undo", None).await
     }
 
     /// Whether the store answers.

@@ -7,6 +7,12 @@
 //! GET  /gate                                                        -> GateStatus
 //! POST /gate/open   OpenOrder                                       -> GateStatus
 //! POST /gate/close  CloseOrder                                      -> GateStatus, when every upstream socket is reset
+//! POST /tag         TagOrder: what it names and named            -> TagReport
+//! POST /tag/rollback, /tag/pin, /tag/unpin, /tag/release TagOrder -> TagReport
+//! POST /gc          CollectOrder                                -> CollectReport
+//! POST /gc/undo                                                 -> Restored
+//! POST /verify      VerifyOrder                                 -> VerifyReport
+//! GET  /verify             how far it is                         -> VerifyReport, without a list
 //! GET  /ready               whether the store answers               -> {"status": "ready"}
 //! ```
 //! Errors are `{"error": "…", "hint": "…" or null}` with a 4xx or 5xx. Who may open the socket may do all of it: its mode
@@ -16,6 +22,7 @@ mod api;
 mod client;
 mod report;
 mod socket;
+mod tags;
 
 use std::io;
 use std::net::SocketAddr;
@@ -34,10 +41,11 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 pub use client::AdminClient;
-pub use report::{CloseOrder, OpenOrder, RouteLine, StatusReport};
+pub use report::{CloseOrder, CollectOrder, OpenOrder, RouteLine, StatusReport, TagOrder, TagReport, VerifyOrder};
 
 use crate::clock::Clock;
 use crate::gate::Gate;
+use crate::keep::Keep;
 use crate::names::Routes;
 use crate::pull::Pull;
 use crate::store::Store;
@@ -55,6 +63,7 @@ pub struct StatusSource {
     pub store: Store,
     pub gate: Gate,
     pub pull: Pull,
+    pub keep: Keep,
     pub routes: Arc<Routes>,
     pub upstreams: Vec<Arc<Upstream>>,
     /// Where clients reach the registry.

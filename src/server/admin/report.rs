@@ -6,7 +6,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::gate::GateStatus;
-use crate::store::Totals;
+use crate::oci::Digest;
+use crate::store::{TagMove, Totals};
 use crate::upstream::UpstreamHealth;
 
 /// `POST /gate/open`.
@@ -37,6 +38,48 @@ pub struct CloseOrder {
     pub who: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
+}
+
+/// `POST /gc`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CollectOrder {
+    /// Only tell what would go.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// `POST /tag` and what is below it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TagOrder {
+    /// As clients write it.
+    pub name: String,
+    pub tag: String,
+    /// The digest to roll back to; without it, the one before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<String>,
+}
+
+/// A tag and its past.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TagReport {
+    /// With its host.
+    pub repository: String,
+    /// None: it is deleted.
+    pub digest: Option<Digest>,
+    pub pinned: bool,
+    /// The newest first.
+    pub log: Vec<TagMove>,
+}
+
+/// `POST /verify`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VerifyOrder {
+    /// A repository as clients write it; without it, everything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
 }
 
 /// `GET /status`.

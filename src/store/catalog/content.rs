@@ -44,6 +44,18 @@ pub async fn keep_blob(
     now_ms: i64,
     touched: &mut Touched,
 ) -> Result<(), StoreError> {
+    record_blob(c, blob, size, now_ms, touched).await?;
+    grant_blob(c, to, blob, touched).await
+}
+
+/// Records a blob whose file is durable.
+pub async fn record_blob(
+    c: &mut Connection,
+    blob: &Digest,
+    size: u64,
+    now_ms: i64,
+    touched: &mut Touched,
+) -> Result<(), StoreError> {
     let text = blob.to_string();
     let sql = "INSERT INTO blob (digest, size, kept_at, used_at) VALUES ($1, $2, $3, $3)
         ON CONFLICT (digest) DO UPDATE SET size = excluded.size WHERE blob.size <> excluded.size";
@@ -52,7 +64,7 @@ pub async fn keep_blob(
         complete::blob_came(c, &text, touched).await?;
     }
     touched.blob_kept(*blob, size);
-    grant_blob(c, to, blob, touched).await
+    Ok(())
 }
 
 /// Makes a kept blob readable in `to`, also where it was deleted.
@@ -103,6 +115,17 @@ pub async fn keep_manifest(
     touched: &mut Touched,
 ) -> Result<(), StoreError> {
     let id = repository(c, to).await?;
+    record_manifest(c, manifest, now_ms, touched).await?;
+    grant_manifest(c, id, &manifest.digest, touched).await
+}
+
+/// Records a manifest whose file is durable, with its parts.
+pub async fn record_manifest(
+    c: &mut Connection,
+    manifest: &Manifest,
+    now_ms: i64,
+    touched: &mut Touched,
+) -> Result<(), StoreError> {
     let text = manifest.digest.to_string();
     let known: Option<String> = sqlx::query_scalar("SELECT media_type FROM manifest WHERE digest = $1")
         .bind(&text)
@@ -120,7 +143,7 @@ pub async fn keep_manifest(
         complete::manifest_came(c, &text, touched).await?;
     }
     touched.manifest(manifest.digest);
-    grant_manifest(c, id, &manifest.digest, touched).await
+    Ok(())
 }
 
 /// The blob's file is gone or has another length: it is not kept.

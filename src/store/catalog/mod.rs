@@ -6,9 +6,12 @@
 pub mod complete;
 pub mod content;
 pub mod erase;
+pub mod job;
 pub mod read;
 pub mod report;
+pub mod sweep;
 pub mod tags;
+pub mod trash;
 pub mod uploads;
 pub mod wanted;
 pub mod writer;

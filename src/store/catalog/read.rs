@@ -158,6 +158,30 @@ pub async fn kept_page(
         .collect()
 }
 
+/// As [`kept_page`], of what can be read in a repository.
+pub async fn kept_page_of(
+    readers: &Pool,
+    table: Kept,
+    id: RepositoryId,
+    after: &str,
+    limit: usize,
+) -> Result<Vec<(Digest, u64)>, StoreError> {
+    let sql = match table {
+        Kept::Blobs => {
+            "SELECT digest, size FROM blob WHERE digest > $1 AND digest IN (
+                SELECT digest FROM blob_grant WHERE repository = $3
+                UNION SELECT p.digest FROM part p JOIN manifest_grant g ON g.digest = p.manifest WHERE g.repository = $3)
+            ORDER BY digest LIMIT $2"
+        }
+        Kept::Manifests => {
+            "SELECT m.digest, m.size FROM manifest m JOIN manifest_grant g ON g.digest = m.digest AND g.repository = $3
+            WHERE m.digest > $1 ORDER BY m.digest LIMIT $2"
+        }
+    };
+    let rows = sqlx::query(sql).bind(after).bind(integer(limit as u64)).bind(id).fetch_all(readers).await?;
+    rows.iter().map(|row| Ok((digest(row.try_get("digest")?)?, number(row.try_get("size")?)))).collect()
+}
+
 /// What has a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kept {

@@ -14,13 +14,15 @@ use tokio_util::sync::CancellationToken;
 
 use super::erase::{self, Erase};
 use super::uploads::{self, UploadChange};
-use super::{Connection, content, tags, wanted};
+use super::{Connection, content, job, sweep, tags, trash, wanted};
 use crate::clock::Clock;
 use crate::names::Repository;
 use crate::oci::{Digest, Manifest, Tag};
 use crate::store::disk::{Disk, Found};
 use crate::store::memory::{Memory, RepositoryId, Touch};
-use crate::store::{StoreError, TagSource, blocking};
+use crate::store::sweep::Sweep;
+use crate::store::trash::FileId;
+use crate::store::{GarbageKind, StoreError, TagSource, blocking};
 
 /// Most changes in one commit.
 const BATCH_MAX: usize = 64;
@@ -73,13 +75,48 @@ pub enum Change {
         reference: String,
     },
     Used(Vec<(Digest, i64)>),
+    /// Throws away what nothing refers to now.
+    Sweep(Arc<Sweep>),
+    /// A blob or manifest whose file came back from the trash.
+    RestoreBlob {
+        blob: Digest,
+        size: u64,
+        repositories: Vec<Repository>,
+    },
+    RestoreManifest {
+        manifest: Arc<Manifest>,
+        repositories: Vec<Repository>,
+    },
+    ForgetTrash {
+        digest: Digest,
+        kind: GarbageKind,
+    },
+    /// What was thrown away before then cannot be put back any more.
+    ExpireTrash {
+        before_ms: i64,
+    },
+    /// Files in the trash that it may know nothing of.
+    RemoveTrash(Vec<Digest>),
+    NoteJob {
+        name: &'static str,
+        position: String,
+    },
+    /// The bytes of its file, found by that id, are wrong.
+    SetAside {
+        digest: Digest,
+        wrong: FileId,
+    },
     Upload(UploadChange),
     Erase(Erase),
 }
 
 /// What a change has touched so far; told to the memory after the commit.
 #[derive(Debug, Default)]
-pub struct Touched(Vec<Touch>);
+pub struct Touched {
+    touches: Vec<Touch>,
+    /// Whose files go to the trash.
+    thrown: Vec<Digest>,
+}
 
 /// The way to the writing task.
 pub struct Writer {
@@ -182,13 +219,35 @@ impl Task {
         let mut outcomes = Vec::with_capacity(changes.len());
         let mut transaction = self.connection.begin().await.map_err(|why| diagnose(&self.disk, why.into()))?;
         for change in changes {
-            let outcome = make(&mut transaction, &self.disk, change, now_ms, &mut touched).await;
+            let outcome = match change {
+                Change::Sweep(sweep) => sweep.run(&mut transaction, &self.memory, now_ms, &mut touched).await,
+                change => make(&mut transaction, &self.disk, change, now_ms, &mut touched).await,
+            };
             outcomes.push(outcome.map_err(|why| diagnose(&self.disk, why))?);
         }
         self.disk.step_of_commit()?;
         transaction.commit().await.map_err(|why| diagnose(&self.disk, why.into()))?;
-        self.memory.touch(touched.0);
+        self.memory.touch(touched.touches);
+        self.throw_away(touched.thrown).await;
         Ok(outcomes)
+    }
+
+    /// Moves the files of what was swept; what was kept again by a later change of the same commit stays. A file that
+    /// cannot be moved has no row, and waits for the next collection.
+    async fn throw_away(&mut self, digests: Vec<Digest>) {
+        if digests.is_empty() {
+            return;
+        }
+        let moved = async {
+            let texts: Vec<String> = digests.iter().map(Digest::to_string).collect();
+            let known = sweep::known(&mut self.connection, &texts).await?;
+            let gone = digests.into_iter().filter(|digest| !known.contains(&digest.to_string())).collect::<Vec<_>>();
+            let disk = self.disk.clone();
+            blocking(move || disk.throw_away(&gone)).await
+        };
+        if let Err(why) = moved.await {
+            tracing::error!(error = &why as &dyn std::error::Error, "collected files could not be moved to the trash");
+        }
     }
 
     async fn write_used(&mut self) {
@@ -211,20 +270,32 @@ async fn make(
 ) -> Result<bool, StoreError> {
     match change {
         Change::KeepBlob { repository, blob, size } => {
+            // A collection may have moved it between its placing and now.
+            if !take_back(disk, blob, *size).await? {
+                let why = "it has no such file";
+                return Err(StoreError::refused("keep", blob, std::io::ErrorKind::NotFound, why));
+            }
             content::keep_blob(c, repository, blob, *size, now_ms, touched).await?;
+            content::note_used(c, &[(*blob, now_ms)]).await?;
         }
         Change::GrantBlob { repository, blob } => {
             if !content::has_blob(c, blob).await? {
                 return Ok(false);
             }
             content::grant_blob(c, repository, blob, touched).await?;
+            content::note_used(c, &[(*blob, now_ms)]).await?;
         }
         Change::KeepManifest { repository, manifest } => {
+            if !take_back(disk, &manifest.digest, manifest.size()).await? {
+                let (disk, manifest) = (disk.clone(), manifest.clone());
+                blocking(move || disk.place_bytes(&manifest.digest, &manifest.bytes)).await?;
+            }
             content::keep_manifest(c, repository, manifest, now_ms, touched).await?;
+            content::note_used(c, &[(manifest.digest, now_ms)]).await?;
         }
         Change::LoseBlob { blob, size } => {
             // It may have been kept again between the look and now.
-            if find(disk, blob).await?.has_size(*size) {
+            if find(disk, blob).await?.has_size(*size) || !content::has_blob(c, blob).await? {
                 return Ok(false);
             }
             tracing::error!(digest = %blob, "the file of a kept blob is missing or has the wrong length: {blob} is no longer kept");
@@ -244,9 +315,60 @@ async fn make(
         Change::NoteWanted { name, reference, client } => wanted::note(c, name, reference, *client, now_ms).await?,
         Change::ForgetWanted { name, reference } => wanted::forget(c, name, reference).await?,
         Change::Used(used) => content::note_used(c, used).await?,
+        Change::Sweep(_) => return Ok(false),
+        Change::RestoreBlob { blob, size, repositories } => {
+            if !take_back(disk, blob, *size).await? {
+                return Ok(false);
+            }
+            trash::restore_blob(c, blob, *size, repositories, now_ms, touched).await?;
+        }
+        Change::RestoreManifest { manifest, repositories } => {
+            if !take_back(disk, &manifest.digest, manifest.size()).await? {
+                return Ok(false);
+            }
+            trash::restore_manifest(c, manifest, repositories, now_ms, touched).await?;
+        }
+        Change::ForgetTrash { digest, kind } => trash::forget(c, digest, *kind).await?,
+        Change::ExpireTrash { before_ms } => return trash::expire(c, *before_ms).await,
+        Change::NoteJob { name, position } => job::note(c, name, position, now_ms).await?,
+        Change::RemoveTrash(digests) => {
+            let (disk, gone) = (disk.clone(), trash::unknown(c, digests).await?);
+            blocking(move || {
+                disk.mark_gone(&gone);
+                Ok(())
+            })
+            .await?;
+        }
+        Change::SetAside { digest, wrong } => return set_aside(c, disk, digest, *wrong, touched).await,
         Change::Upload(change) => return uploads::make(c, change, now_ms, touched).await,
         Change::Erase(change) => return erase::make(c, change, now_ms, touched).await,
     }
+    Ok(true)
+}
+
+/// Whether the file of `digest` is in its place; brought back from the trash if it has to be.
+async fn take_back(disk: &Arc<Disk>, digest: &Digest, size: u64) -> Result<bool, StoreError> {
+    if disk.find_at_once(digest).is_some_and(|found| found.has_size(size)) {
+        return Ok(true);
+    }
+    let (there, digest) = (disk.clone(), *digest);
+    blocking(move || Ok(there.take_back(&digest)? && there.find(&digest)?.has_size(size))).await
+}
+
+async fn set_aside(
+    c: &mut Connection,
+    disk: &Arc<Disk>,
+    digest: &Digest,
+    wrong: FileId,
+    touched: &mut Touched,
+) -> Result<bool, StoreError> {
+    let (there, moved) = (disk.clone(), *digest);
+    if !blocking(move || there.set_aside(&moved, wrong)).await? {
+        return Ok(false);
+    }
+    tracing::error!(%digest, "the bytes of {digest} are wrong: it is no longer kept, and its file is in `quarantine/`");
+    content::lose_blob(c, digest, touched).await?;
+    content::lose_manifest(c, digest, touched).await?;
     Ok(true)
 }
 
@@ -286,34 +408,39 @@ impl From<sqlx::Error> for StoreError {
 
 impl Touched {
     pub fn tag(&mut self, repository: RepositoryId, tag: Tag) {
-        self.0.push(Touch::Tag(repository, tag));
+        self.touches.push(Touch::Tag(repository, tag));
     }
 
     pub fn manifest(&mut self, manifest: Digest) {
-        self.0.push(Touch::Manifest(manifest));
+        self.touches.push(Touch::Manifest(manifest));
     }
 
     pub fn manifest_grant(&mut self, repository: RepositoryId, manifest: Digest) {
-        self.0.push(Touch::ManifestGrant(repository, manifest));
+        self.touches.push(Touch::ManifestGrant(repository, manifest));
+    }
+
+    /// Its row is gone: its file goes to the trash after the commit.
+    pub fn thrown(&mut self, digest: Digest) {
+        self.thrown.push(digest);
     }
 
     pub fn manifest_grant_lost(&mut self, repository: RepositoryId, manifest: Digest) {
-        self.0.push(Touch::ManifestGrantLost(repository, manifest));
+        self.touches.push(Touch::ManifestGrantLost(repository, manifest));
     }
 
     pub fn blob_kept(&mut self, blob: Digest, size: u64) {
-        self.0.push(Touch::BlobKept(blob, size));
+        self.touches.push(Touch::BlobKept(blob, size));
     }
 
     pub fn blob_lost(&mut self, blob: Digest) {
-        self.0.push(Touch::BlobLost(blob));
+        self.touches.push(Touch::BlobLost(blob));
     }
 
     pub fn blob_grant(&mut self, repository: RepositoryId, blob: Digest) {
-        self.0.push(Touch::BlobGrant(repository, blob));
+        self.touches.push(Touch::BlobGrant(repository, blob));
     }
 
     pub fn blob_grant_lost(&mut self, repository: RepositoryId, blob: Digest) {
-        self.0.push(Touch::BlobGrantLost(repository, blob));
+        self.touches.push(Touch::BlobGrantLost(repository, blob));
     }
 }

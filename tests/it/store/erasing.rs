@@ -47,6 +47,7 @@ async fn a_deleted_tag_is_gone_and_its_history_is_not() {
     assert_eq!(named(&site, &here, "1").await, Some(one.digest));
     assert!(site.store.delete_tag(&here, &tag("1")).await.unwrap());
     assert!(!site.store.delete_tag(&here, &tag("1")).await.unwrap());
+    assert_eq!(named(&site, &here, "1").await, None);
     let site = site.restarted().await;
     assert_eq!(named(&site, &here, "1").await, None);
     assert_eq!(site.store.tags(&here, None, 9).await.unwrap(), [tag("2")]);
@@ -100,6 +101,7 @@ async fn a_deleted_manifest_is_gone_from_its_repository_with_its_tags_and_from_n
     site.keep_manifest(&here, &one).await;
     assert!(has_manifest(&site, &here, &one.digest).await);
     assert_eq!(named(&site, &here, "a").await, None);
+    assert_eq!(rows(&site, "SELECT COUNT(*) FROM manifest_deleted").await, 0);
 }
 
 #[tokio::test]

@@ -1,0 +1,108 @@
+//! Collection: finds what nothing refers to, throws it away, and empties the trash of what has lain there long enough.
+
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+use tracing::{error, info};
+
+use super::KeepSettings;
+use crate::size::{Size, Span};
+use crate::store::{CollectRules, GARBAGE_MAX, Garbage, GarbageKind, Store, StoreError};
+
+/// Most lines of a report; its totals count all.
+pub const LINES_MAX: usize = 10_000;
+/// Unknown files that are too many to be what a crash left, if they are also more than what is known.
+const UNKNOWN_FILES_MAX: u64 = 100;
+
+/// What a collection threw away, or, as a dry run, would.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct CollectReport {
+    pub dry_run: bool,
+    pub manifests: u64,
+    pub blobs: u64,
+    /// Files that the catalog did not know.
+    pub files: u64,
+    /// Of all of these.
+    pub size_bytes: u64,
+    /// What the trash holds now, and can be put back.
+    pub trash_bytes: u64,
+    /// What was removed for good, having been in the trash long enough.
+    pub freed_bytes: u64,
+    /// Unknown files that were left, because so many of them mean that the catalog is not the right one.
+    pub files_left: u64,
+    /// At most [`LINES_MAX`].
+    pub lines: Vec<Garbage>,
+}
+
+impl CollectReport {
+    fn add(&mut self, garbage: Vec<Garbage>) {
+        for one in garbage {
+            match one.kind {
+                GarbageKind::Manifest => self.manifests += 1,
+                GarbageKind::Blob => self.blobs += 1,
+                GarbageKind::File => self.files += 1,
+            }
+            self.size_bytes += one.size_bytes;
+            if self.lines.len() < LINES_MAX {
+                self.lines.push(one);
+            }
+        }
+    }
+}
+
+pub(super) async fn collect(
+    store: &Store,
+    settings: &KeepSettings,
+    now: Timestamp,
+    dry_run: bool,
+) -> Result<CollectReport, StoreError> {
+    let rules = rules(settings, now);
+    let mut report = CollectReport { dry_run, ..CollectReport::default() };
+    if !dry_run {
+        report.freed_bytes = store.empty_trash(before(now, settings.trash_for)).await?;
+    }
+    loop {
+        let found = store.garbage(&rules).await?;
+        let all = found.len() < GARBAGE_MAX;
+        let gone = if dry_run { found } else { store.throw_away(&found, &rules).await? };
+        let nothing = gone.is_empty();
+        report.add(gone);
+        if all || nothing || dry_run {
+            break;
+        }
+    }
+    let files = store.unknown_files(&rules).await?;
+    let (count, totals) = (files.len() as u64, store.totals().await?);
+    if count > UNKNOWN_FILES_MAX.max(totals.blobs + totals.manifests) {
+        error!(
+            files = count,
+            "the catalog does not know most of the files in `blobs/`: they stay; restore `catalog.sqlite` from a backup"
+        );
+        report.files_left = count;
+    } else {
+        report.add(if dry_run { files } else { store.throw_away(&files, &rules).await? });
+    }
+    report.trash_bytes = store.trash_size().await?;
+    if !dry_run {
+        info!(
+            manifests = report.manifests,
+            blobs = report.blobs,
+            files = report.files,
+            size_bytes = report.size_bytes,
+            freed_bytes = report.freed_bytes,
+            "collected {} that nothing refers to; `sealock gc --undo` puts it back for {}",
+            Size(report.size_bytes),
+            settings.trash_for
+        );
+    }
+    Ok(report)
+}
+
+fn rules(settings: &KeepSettings, now: Timestamp) -> CollectRules {
+    let (history, keep_untagged) = (settings.history, settings.keep_untagged);
+    CollectRules { history, keep_untagged, since: before(now, settings.grace) }
+}
+
+fn before(now: Timestamp, span: Span) -> Timestamp {
+    let span = SignedDuration::try_from(span.0).unwrap_or(SignedDuration::MAX);
+    now.checked_sub(span).unwrap_or(Timestamp::MIN)
+}

@@ -102,7 +102,7 @@ fn rules(settings: &KeepSettings, now: Timestamp) -> CollectRules {
     CollectRules { history, keep_untagged, since: before(now, settings.grace) }
 }
 
-fn before(now: Timestamp, span: Span) -> Timestamp {
+pub(super) fn before(now: Timestamp, span: Span) -> Timestamp {
     let span = SignedDuration::try_from(span.0).unwrap_or(SignedDuration::MAX);
     now.checked_sub(span).unwrap_or(Timestamp::MIN)
 }

@@ -42,6 +42,7 @@ struct Inner {
     clock: Clock,
     /// Held by the one job that may throw away or put back.
     broom: tokio::sync::Mutex<()>,
+    started: Instant,
     last: Mutex<Option<CollectReport>>,
     /// Of the `verify` that is under way, or was the last.
     progress: Mutex<Arc<Progress>>,
@@ -69,7 +70,8 @@ impl KeepError {
 impl Keep {
     pub fn new(store: Store, settings: KeepSettings, clock: Clock) -> Self {
         let (broom, last, progress) = (tokio::sync::Mutex::default(), Mutex::default(), Mutex::default());
-        Self(Arc::new(Inner { store, settings, clock, broom, last, progress }))
+        let started = Instant::now();
+        Self(Arc::new(Inner { store, settings, clock, broom, started, last, progress }))
     }
 
     /// Throws away what nothing refers to, and removes for good what was thrown away long enough ago. `dry_run`: only
@@ -179,10 +181,21 @@ impl Keep {
         Ok(())
     }
 
+    /// What has lain in the trash for long enough goes. Not before this process has run for as long: a clock that was set
+    /// wrong while nobody looked must throw nothing away.
+    async fn empty_trash(&self, now: Timestamp) -> Result<(), KeepError> {
+        let (inner, lies_for) = (&self.0, self.0.settings.trash_for);
+        let Ok(_broom) = inner.broom.try_lock() else { return Ok(()) };
+        if inner.started.elapsed() >= lies_for.0 {
+            inner.store.empty_trash(gc::before(now, lies_for)).await?;
+        }
+        Ok(())
+    }
+
     async fn look(&self, now: Timestamp, jumped: bool) -> Result<(), KeepError> {
         let (store, every) = (&self.0.store, self.0.settings.collect_every.0);
         if every.is_zero() {
-            return Ok(());
+            return if jumped { Ok(()) } else { self.empty_trash(now).await };
         }
         let last = store.job(COLLECT).await?.map(|(_, at)| at);
         let Some(last) = last.filter(|last| *last <= now && !jumped) else {

@@ -3,7 +3,7 @@
 //! The bytes are never changed, because the digest is theirs. Type confusion (CVE-2021-41190) is refused here: a
 //! `mediaType` that differs from the `Content-Type`, both `manifests` and `layers`, or a key that stands twice.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use oci_spec::image::{ImageIndex, ImageManifest};
@@ -142,6 +142,28 @@ impl Manifest {
             Content::Opaque => (None, [].as_slice()),
         };
         config.into_iter().chain(rest)
+    }
+
+    /// What a manifest of a type that we do not know seems to name: each digest that stands under a `digest` in it, but
+    /// its subject's. None for the types that we know: they say it by [`Manifest::parts`].
+    pub fn named(&self) -> BTreeSet<Digest> {
+        let mut named = BTreeSet::new();
+        let parsed = matches!(self.content, Content::Opaque).then(|| serde_json::from_slice(&self.bytes).ok());
+        let Some(serde_json::Value::Object(mut top)) = parsed.flatten() else { return named };
+        top.remove("subject");
+        let mut left = vec![serde_json::Value::Object(top)];
+        while let Some(value) = left.pop() {
+            match value {
+                serde_json::Value::Array(values) => left.extend(values),
+                serde_json::Value::Object(fields) => {
+                    let digest = fields.get("digest").and_then(|text| text.as_str()?.parse::<Digest>().ok());
+                    named.extend(digest);
+                    left.extend(fields.into_iter().map(|(_, value)| value));
+                }
+                _ => {}
+            }
+        }
+        named
     }
 
     /// The descriptor by which the referrers list names it.

@@ -68,6 +68,8 @@ impl Push {
     async fn check_parts(&self, order: &Order, manifest: &Manifest) -> Result<(), PushError> {
         let settings = &self.0.settings;
         let may_miss = match &manifest.content {
+            // Of an upstream's repository, a manifest that somebody else has sent as an image opens what it names.
+            Content::Opaque if order.target.source.is_some() => return self.check_named(order, manifest).await,
             Content::Opaque => true,
             Content::Index { .. } => settings.sparse_indexes,
             Content::Image { .. } => settings.sparse_images && order.target.source.is_none(),
@@ -79,6 +81,21 @@ impl Push {
         for part in manifest.parts().filter(|part| !part.foreign) {
             if !missing.contains(&part.digest) && !self.has_part(order, &manifest.content, part).await? {
                 missing.push(part.digest);
+            }
+        }
+        if missing.is_empty() {
+            return Ok(());
+        }
+        Err(PushError::PartsUnknown { name: order.target.asked.to_string(), missing })
+    }
+
+    async fn check_named(&self, order: &Order, manifest: &Manifest) -> Result<(), PushError> {
+        let (store, repository) = (&self.0.store, &order.target.repository);
+        let mut missing = Vec::new();
+        for digest in manifest.named() {
+            if store.blob(repository, &digest).await?.is_none() && store.manifest(repository, &digest).await?.is_none()
+            {
+                missing.push(digest);
             }
         }
         if missing.is_empty() {

@@ -237,8 +237,11 @@ impl Worker {
             if queue.recv_many(&mut pieces, QUEUE_PIECES).await == 0 {
                 break;
             }
+            let store = self.push.0.store.clone();
             let (back, outcome) = blocking(move || {
-                let outcome = pieces.iter().try_for_each(|piece| upload.write(&piece.bytes));
+                // A length that nobody stated was not held against the room.
+                let room = store.check_room(pieces.iter().map(|piece| piece.bytes.len() as u64).sum());
+                let outcome = room.and_then(|()| pieces.iter().try_for_each(|piece| upload.write(&piece.bytes)));
                 (upload, outcome)
             })
             .await?;

@@ -169,7 +169,11 @@ impl Memory {
                 Touch::Manifest(digest) => self.manifests.drop_entry(&digest),
                 Touch::ManifestGrant(repository, digest) => self.manifest_grants.put((repository, digest), ()),
                 Touch::ManifestGrantLost(repository, digest) => self.manifest_grants.drop_entry(&(repository, digest)),
-                Touch::BlobKept(digest, size) => self.blobs.put(digest, Arc::new(HeldBlob::new(size))),
+                Touch::BlobKept(digest, size) => {
+                    self.blobs.put(digest, Arc::new(HeldBlob::new(size)));
+                    // It may be another file than the one that is held open, and that one's bytes may have gone bad.
+                    self.files.drop_entry(&digest);
+                }
                 Touch::BlobLost(digest) => {
                     self.blobs.drop_entry(&digest);
                     self.files.drop_entry(&digest);

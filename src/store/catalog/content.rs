@@ -77,8 +77,13 @@ pub async fn grant_blob(
     let id = repository(c, to).await?;
     let sql = "INSERT INTO blob_grant (repository, digest) VALUES ($1, $2) ON CONFLICT DO NOTHING";
     sqlx::query(sql).bind(id).bind(blob.to_string()).execute(&mut *c).await.map_err(StoreError::catalog)?;
-    let sql = "DELETE FROM blob_deleted WHERE repository = $1 AND digest = $2";
-    sqlx::query(sql).bind(id).bind(blob.to_string()).execute(&mut *c).await.map_err(StoreError::catalog)?;
+    for sql in [
+        "DELETE FROM blob_deleted WHERE repository = $1 AND digest = $2",
+        // It need not be put back here; and if it is deleted here from now on, it must not be.
+        "DELETE FROM trash_grant WHERE repository = $1 AND digest = $2 AND kind = 'blob'",
+    ] {
+        sqlx::query(sql).bind(id).bind(blob.to_string()).execute(&mut *c).await.map_err(StoreError::catalog)?;
+    }
     touched.blob_grant(id, *blob);
     Ok(())
 }
@@ -90,15 +95,19 @@ pub async fn grant_manifest(
     manifest: &Digest,
     touched: &mut Touched,
 ) -> Result<(), StoreError> {
-    let text = manifest.to_string();
+    let (text, mut changed) = (manifest.to_string(), 0);
     for sql in [
         "INSERT INTO manifest_grant (repository, digest) VALUES ($1, $2) ON CONFLICT DO NOTHING",
         "DELETE FROM manifest_deleted WHERE repository = $1 AND digest = $2",
     ] {
-        sqlx::query(sql).bind(to).bind(&text).execute(&mut *c).await.map_err(StoreError::catalog)?;
+        let made = sqlx::query(sql).bind(to).bind(&text).execute(&mut *c).await;
+        changed += made.map_err(StoreError::catalog)?.rows_affected();
     }
+    let sql = "DELETE FROM trash_grant WHERE repository = $1 AND digest = $2 AND kind = 'manifest'";
+    sqlx::query(sql).bind(to).bind(&text).execute(&mut *c).await.map_err(StoreError::catalog)?;
     touched.manifest_grant(to, *manifest);
-    touched.readable(c, &text).await
+    // Thousands of tags may name it: they are read again only if it could not be read before.
+    if changed > 0 { touched.readable(c, &text).await } else { Ok(()) }
 }
 
 pub async fn has_blob(c: &mut Connection, blob: &Digest) -> Result<bool, StoreError> {
@@ -140,6 +149,7 @@ pub async fn record_manifest(
     if known.is_none() || replaced {
         insert_manifest(c, manifest, &text, now_ms).await?;
         insert_parts(c, manifest, &text).await?;
+        insert_named(c, manifest, &text).await?;
         complete::manifest_came(c, &text, touched).await?;
     }
     touched.manifest(manifest.digest);
@@ -212,6 +222,17 @@ async fn insert_parts(c: &mut Connection, manifest: &Manifest, text: &str) -> Re
             .execute(&mut *c)
             .await
             .map_err(StoreError::catalog)?;
+    }
+    Ok(())
+}
+
+/// What a manifest of an unknown type names is kept with it; it opens nothing and completes nothing.
+async fn insert_named(c: &mut Connection, manifest: &Manifest, text: &str) -> Result<(), StoreError> {
+    let sql = "INSERT INTO part (manifest, position, digest, kind, size, media_type, platform)
+        VALUES ($1, $2, $3, 'named', 0, '', NULL)";
+    for (position, named) in manifest.named().iter().enumerate() {
+        let named = sqlx::query(sql).bind(text).bind(integer(position as u64)).bind(named.to_string());
+        named.execute(&mut *c).await.map_err(StoreError::catalog)?;
     }
     Ok(())
 }

@@ -46,13 +46,7 @@ static MIGRATIONS: Migrator = sqlx::migrate!("src/store/migrations");
 /// Opens the catalog at `path`, brings it to this program's version, and returns the writer's connection and the
 /// readers'.
 pub async fn open(path: &Path) -> Result<(Connection, Pool), StoreError> {
-    let options = SqliteConnectOptions::new().filename(path).busy_timeout(BUSY_TIMEOUT).foreign_keys(true);
-    let writes = options
-        .clone()
-        .create_if_missing(true)
-        .journal_mode(SqliteJournalMode::Wal)
-        .synchronous(SqliteSynchronous::Full);
-    let mut writer = writes.connect().await.map_err(StoreError::catalog)?;
+    let mut writer = connect_writer(path).await?;
     if let Err(why) = MIGRATIONS.run(&mut writer).await {
         let refused = refuse(why);
         if let Err(why) = writer.close().await {
@@ -64,8 +58,19 @@ pub async fn open(path: &Path) -> Result<(Connection, Pool), StoreError> {
         .max_connections(READERS_MAX)
         .acquire_timeout(ACQUIRE_TIMEOUT)
         .test_before_acquire(false)
-        .connect_lazy_with(options.read_only(true));
+        .connect_lazy_with(options(path).read_only(true));
     Ok((writer, readers))
+}
+
+/// A connection that writes; there is one at a time.
+pub async fn connect_writer(path: &Path) -> Result<Connection, StoreError> {
+    let writes =
+        options(path).create_if_missing(true).journal_mode(SqliteJournalMode::Wal).synchronous(SqliteSynchronous::Full);
+    writes.connect().await.map_err(StoreError::catalog)
+}
+
+fn options(path: &Path) -> SqliteConnectOptions {
+    SqliteConnectOptions::new().filename(path).busy_timeout(BUSY_TIMEOUT).foreign_keys(true)
 }
 
 fn refuse(why: MigrateError) -> StoreError {

@@ -59,6 +59,8 @@ pub async fn make(
         UploadChange::End { id, untouched_since_ms } => end(c, id, *untouched_since_ms).await,
         UploadChange::Keep { id, repository, blob, size } => {
             content::keep_blob(c, repository, blob, *size, now_ms, touched).await?;
+            // It may have been kept long before: its grace time begins anew.
+            content::note_used(c, &[(*blob, now_ms)]).await?;
             end(c, id, None).await
         }
     }

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::erase::{self, Erase};
 use super::uploads::{self, UploadChange};
-use super::{Connection, content, job, sweep, tags, trash, wanted};
+use super::{self as catalog, Connection, content, job, sweep, tags, trash, wanted};
 use crate::clock::Clock;
 use crate::names::Repository;
 use crate::oci::{Digest, Manifest, Tag};
@@ -132,7 +132,8 @@ struct Job {
 }
 
 struct Task {
-    connection: Connection,
+    /// `None` after a commit that failed, until there is a new one.
+    connection: Option<Connection>,
     disk: Arc<Disk>,
     memory: Arc<Memory>,
     clock: Clock,
@@ -142,7 +143,8 @@ impl Writer {
     pub fn start(connection: Connection, disk: Arc<Disk>, memory: Arc<Memory>, clock: Clock) -> Self {
         let (changes, waiting) = mpsc::channel(WAITING_MAX);
         let closing = CancellationToken::new();
-        let task = tokio::spawn(Task { connection, disk, memory, clock }.run(waiting, closing.clone()));
+        let task =
+            tokio::spawn(Task { connection: Some(connection), disk, memory, clock }.run(waiting, closing.clone()));
         Self { changes, closing, task: Mutex::new(Some(task)) }
     }
 
@@ -182,9 +184,7 @@ impl Task {
             }
         }
         self.write_used().await;
-        if let Err(why) = self.connection.close().await {
-            tracing::error!(error = %why, "the catalog did not close cleanly");
-        }
+        self.disconnect().await;
     }
 
     /// Makes all changes in one commit; where one of them fails, each in its own.
@@ -214,10 +214,32 @@ impl Task {
     }
 
     async fn commit(&mut self, changes: &[&Change]) -> Result<Vec<bool>, StoreError> {
+        let outcome = self.try_commit(changes).await;
+        if outcome.is_err() {
+            // On a full disk SQLite rolls back by itself, and sqlx then counts transactions that there are not: what is
+            // committed afterwards would only be a savepoint's end (sqlx-sqlite 0.9, `connection/worker.rs`).
+            self.disconnect().await;
+        }
+        outcome
+    }
+
+    async fn disconnect(&mut self) {
+        if let Some(connection) = self.connection.take()
+            && let Err(why) = connection.close().await
+        {
+            tracing::error!(error = %why, "the catalog did not close cleanly");
+        }
+    }
+
+    async fn try_commit(&mut self, changes: &[&Change]) -> Result<Vec<bool>, StoreError> {
         self.disk.writable()?;
+        let connection = match &mut self.connection {
+            Some(connection) => connection,
+            none => none.insert(catalog::connect_writer(&self.disk.catalog()).await?),
+        };
         let (now_ms, mut touched) = (self.clock.now().as_millisecond(), Touched::default());
         let mut outcomes = Vec::with_capacity(changes.len());
-        let mut transaction = self.connection.begin().await.map_err(|why| diagnose(&self.disk, why.into()))?;
+        let mut transaction = connection.begin().await.map_err(|why| diagnose(&self.disk, why.into()))?;
         for change in changes {
             let outcome = match change {
                 Change::Sweep(sweep) => sweep.run(&mut transaction, &self.memory, now_ms, &mut touched).await,
@@ -240,7 +262,8 @@ impl Task {
         }
         let moved = async {
             let texts: Vec<String> = digests.iter().map(Digest::to_string).collect();
-            let known = sweep::known(&mut self.connection, &texts).await?;
+            let Some(connection) = &mut self.connection else { return Ok(0) };
+            let known = sweep::known(connection, &texts).await?;
             let gone = digests.into_iter().filter(|digest| !known.contains(&digest.to_string())).collect::<Vec<_>>();
             let disk = self.disk.clone();
             blocking(move || disk.throw_away(&gone)).await
@@ -270,11 +293,7 @@ async fn make(
 ) -> Result<bool, StoreError> {
     match change {
         Change::KeepBlob { repository, blob, size } => {
-            // A collection may have moved it between its placing and now.
-            if !take_back(disk, blob, *size).await? {
-                let why = "it has no such file";
-                return Err(StoreError::refused("keep", blob, std::io::ErrorKind::NotFound, why));
-            }
+            in_place(disk, blob, *size).await?;
             content::keep_blob(c, repository, blob, *size, now_ms, touched).await?;
             content::note_used(c, &[(*blob, now_ms)]).await?;
         }
@@ -340,10 +359,23 @@ async fn make(
             .await?;
         }
         Change::SetAside { digest, wrong } => return set_aside(c, disk, digest, *wrong, touched).await,
-        Change::Upload(change) => return uploads::make(c, change, now_ms, touched).await,
+        Change::Upload(change) => {
+            if let UploadChange::Keep { blob, size, .. } = change {
+                in_place(disk, blob, *size).await?;
+            }
+            return uploads::make(c, change, now_ms, touched).await;
+        }
         Change::Erase(change) => return erase::make(c, change, now_ms, touched).await,
     }
     Ok(true)
+}
+
+/// A blob that was placed a moment ago; a collection may have moved it since.
+async fn in_place(disk: &Arc<Disk>, blob: &Digest, size: u64) -> Result<(), StoreError> {
+    if take_back(disk, blob, size).await? {
+        return Ok(());
+    }
+    Err(StoreError::refused("keep", blob, std::io::ErrorKind::NotFound, "it has no such file"))
 }
 
 /// Whether the file of `digest` is in its place; brought back from the trash if it has to be.

@@ -1,9 +1,9 @@
 //! Pushes onto names that a route leads upstream: allowed by the route, served before upstream's, and never asked for.
 
 use http::{Method, StatusCode};
-use sealock::oci::Digest;
+use sealock::oci::{Digest, MediaType};
 
-use super::{begin, delete, push_image, refusal, uploads};
+use super::{begin, delete, image, push_blob, push_image, put, refusal, uploads};
 use crate::support::far::FarRegistry;
 use crate::support::site::{Sealock, Setup};
 
@@ -67,4 +67,24 @@ async fn a_pushed_tag_wins_over_upstreams_until_it_is_deleted() {
     assert_eq!(far.connections(), 0);
     assert_eq!(delete(&site, &format!("/v2/{REPOSITORY}/manifests/6")).await.status, StatusCode::ACCEPTED);
     assert_eq!(site.manifest(REPOSITORY, "6").await.body, theirs.bytes);
+}
+
+#[tokio::test]
+async fn a_manifest_under_a_made_up_type_opens_nothing_of_another_repository() {
+    // Invariant 14
+    let far = FarRegistry::start().await;
+    let site = site(&far, true).start().await;
+    let secret = push_blob(&site, "team/secret", &b"secret"[..]).await;
+    push_blob(&site, "team/secret", &b"{}"[..]).await;
+    let mut theirs = image(&[(secret, 6)]);
+    theirs.as_object_mut().unwrap().remove("mediaType");
+    let theirs = theirs.to_string();
+    let kept = put(&site, "team/secret", "1", MediaType::OCI_MANIFEST, theirs.clone()).await;
+    assert_eq!(kept.status, StatusCode::CREATED);
+    for kind in [MediaType::OCI_MANIFEST, "application/x-foo"] {
+        let refused = put(&site, "security-products/evil", "1", kind, theirs.clone()).await;
+        assert_eq!(refusal(&refused), (400, "MANIFEST_BLOB_UNKNOWN".to_owned()), "{kind}");
+    }
+    let read = site.get(&format!("/v2/security-products/evil/blobs/{secret}")).await;
+    assert_eq!(read.status, StatusCode::NOT_FOUND);
 }

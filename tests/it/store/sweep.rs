@@ -219,6 +219,93 @@ async fn a_file_that_was_placed_just_before_the_sweep_of_its_digest_is_there_whe
     assert_eq!(site.store.check_files().await.unwrap(), 0);
 }
 
+/// As a client that sends all of it in one request.
+async fn upload(site: &Site, into: &Repository, bytes: &[u8]) -> Digest {
+    let (id, digest) = (site.store.begin_upload(into, "", None).await.unwrap(), Digest::sha256(bytes));
+    let mut upload = site.store.open_upload(into, "", &id).await.unwrap();
+    upload.write(bytes).unwrap();
+    upload.keep(&digest).await.unwrap();
+    digest
+}
+
+#[tokio::test]
+async fn a_blob_that_is_uploaded_again_begins_its_grace_time_anew() {
+    // Invariant 8
+    let (site, here) = (Site::new().await, repository("team/app"));
+    let digest = upload(&site, &here, b"layer").await;
+    site.days_pass();
+    upload(&site, &here, b"layer").await;
+    assert_eq!(site.jobs().collect(false).await.unwrap().blobs, 0);
+    assert_eq!(site.read(&here, &digest).await.as_deref(), Some(b"layer".as_slice()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_uploaded_again_while_it_is_collected_is_there() {
+    // Invariants 6 and 8
+    let (site, here) = (Site::new().await, repository("team/app"));
+    let garbage: Vec<Vec<u8>> = (0..200).map(|number| format!("garbage {number}").into_bytes()).collect();
+    for bytes in &garbage {
+        upload(&site, &here, bytes).await;
+    }
+    site.days_pass();
+    let jobs = site.jobs();
+    let again = async {
+        for bytes in garbage.iter().rev() {
+            upload(&site, &here, bytes).await;
+        }
+    };
+    let (collected, ()) = tokio::join!(jobs.collect(false), again);
+    collected.unwrap();
+    for bytes in &garbage {
+        assert_eq!(site.read(&here, &Digest::sha256(bytes)).await.as_ref(), Some(bytes));
+    }
+}
+
+#[tokio::test]
+async fn what_came_again_and_was_deleted_is_not_put_back() {
+    // Invariant 14
+    let (site, here, there) = (Site::new().await, repository("team/app"), repository("team/other"));
+    let digest = upload(&site, &here, b"layer").await;
+    site.store.grant_blob(&there, &digest).await.unwrap();
+    site.days_pass();
+    assert_eq!(site.jobs().collect(false).await.unwrap().blobs, 1);
+    upload(&site, &here, b"layer").await;
+    assert!(site.store.delete_blob(&here, &digest).await.unwrap());
+    site.jobs().undo().await.unwrap();
+    assert!(site.read(&here, &digest).await.is_none(), "its client deleted it");
+    assert!(site.read(&there, &digest).await.is_some());
+}
+
+#[tokio::test]
+async fn a_blob_that_went_bad_is_right_again_once_it_is_uploaded_again() {
+    // Invariants 2 and 3
+    let (site, here) = (Site::new().await, repository("team/app"));
+    let digest = upload(&site, &here, b"layer").await;
+    assert!(site.read(&here, &digest).await.is_some(), "its file is held open");
+    std::fs::write(site.blob_path(&digest), b"lbyer").unwrap();
+    upload(&site, &here, b"layer").await;
+    assert_eq!(site.read(&here, &digest).await.as_deref(), Some(b"layer".as_slice()));
+}
+
+#[tokio::test]
+async fn what_a_manifest_of_an_unknown_type_names_stays_with_it() {
+    // Invariant 8
+    let (site, here) = (Site::new().await, repository("team/app"));
+    let blob = upload(&site, &here, b"an artifact's blob").await;
+    let kind = "application/vnd.oci.artifact.manifest.v1+json";
+    let subject = Digest::sha256(b"elsewhere");
+    let bytes = format!(
+        r#"{{"mediaType":"{kind}","blobs":[{{"mediaType":"a/b","digest":"{blob}","size":18}}],"subject":{{"digest":"{subject}"}}}}"#
+    );
+    let manifest = Manifest::parse(bytes.into(), MediaType::parse(kind).unwrap(), Algorithm::Sha256).unwrap();
+    assert_eq!(manifest.named().into_iter().collect::<Vec<_>>(), [blob]);
+    site.keep_manifest(&here, &manifest).await;
+    site.push_tag(&here, "1", &manifest.digest).await;
+    site.days_pass();
+    assert_eq!(site.jobs().collect(false).await.unwrap().blobs, 0);
+    assert!(site.read(&here, &blob).await.is_some());
+}
+
 #[tokio::test]
 async fn clients_that_read_it_already_get_it_whole() {
     // Invariant 3

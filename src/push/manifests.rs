@@ -43,7 +43,12 @@ impl Push {
         }
         self.check_parts(order, &manifest).await?;
         let (store, repository, digest) = (&self.0.store, &order.target.repository, manifest.digest);
-        store.keep_manifest(repository, &manifest).await?;
+        let needs = self.needs(order, &manifest);
+        if let Err(why) = store.keep_manifest_with(repository, &manifest, needs).await {
+            // A collection may have taken what was here a moment ago.
+            self.check_parts(order, &manifest).await?;
+            return Err(why.into());
+        }
         self.cross_off(repository, &Reference::Digest(digest)).await;
         let named = match reference {
             Reference::Tag(tag) => Some(tag),
@@ -66,15 +71,11 @@ impl Push {
     /// Everything that it names, but its subject and foreign layers, must be readable in its repository. That also
     /// holds where the bytes are kept for another one: naming them must not make them readable here (invariant 14).
     async fn check_parts(&self, order: &Order, manifest: &Manifest) -> Result<(), PushError> {
-        let settings = &self.0.settings;
-        let may_miss = match &manifest.content {
-            // Of an upstream's repository, a manifest that somebody else has sent as an image opens what it names.
-            Content::Opaque if order.target.source.is_some() => return self.check_named(order, manifest).await,
-            Content::Opaque => true,
-            Content::Index { .. } => settings.sparse_indexes,
-            Content::Image { .. } => settings.sparse_images && order.target.source.is_none(),
-        };
-        if may_miss {
+        // Of an upstream's repository, a manifest that somebody else has sent as an image opens what it names.
+        if matches!(manifest.content, Content::Opaque) && order.target.source.is_some() {
+            return self.check_named(order, manifest).await;
+        }
+        if self.may_miss(order, manifest) {
             return Ok(());
         }
         let mut missing = Vec::new();
@@ -87,6 +88,22 @@ impl Push {
             return Ok(());
         }
         Err(PushError::PartsUnknown { name: order.target.asked.to_string(), missing })
+    }
+
+    /// What must be kept when the manifest comes to be.
+    fn needs(&self, order: &Order, manifest: &Manifest) -> Vec<Digest> {
+        if self.may_miss(order, manifest) {
+            return Vec::new();
+        }
+        manifest.parts().filter(|part| !part.foreign).map(|part| part.digest).collect()
+    }
+
+    fn may_miss(&self, order: &Order, manifest: &Manifest) -> bool {
+        match &manifest.content {
+            Content::Opaque => true,
+            Content::Index { .. } => self.0.settings.sparse_indexes,
+            Content::Image { .. } => self.0.settings.sparse_images && order.target.source.is_none(),
+        }
     }
 
     async fn check_named(&self, order: &Order, manifest: &Manifest) -> Result<(), PushError> {

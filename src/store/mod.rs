@@ -195,6 +195,16 @@ impl Store {
         repository: &Repository,
         manifest: &Manifest,
     ) -> Result<Arc<KeptManifest>, StoreError> {
+        self.keep_manifest_with(repository, manifest, Vec::new()).await
+    }
+
+    /// As [`Store::keep_manifest`], and fails if one of `needs` has gone in the meantime.
+    pub async fn keep_manifest_with(
+        &self,
+        repository: &Repository,
+        manifest: &Manifest,
+        needs: Vec<Digest>,
+    ) -> Result<Arc<KeptManifest>, StoreError> {
         let (inner, digest) = (&self.0, manifest.digest);
         let recorded = read::manifest(&inner.readers, &digest).await?.is_some();
         let (disk, bytes) = (inner.disk.clone(), manifest.bytes.clone());
@@ -208,7 +218,7 @@ impl Store {
         })
         .await?;
         let manifest = Arc::new(manifest.clone());
-        inner.writer.apply(Change::KeepManifest { repository: repository.clone(), manifest }).await?;
+        inner.writer.apply(Change::KeepManifest { repository: repository.clone(), manifest, needs }).await?;
         let held = inner.load_manifest(&digest).await?;
         let lost = || StoreError::refused("keep", &digest, io::ErrorKind::NotFound, "its file is gone again");
         held.map(|held| held.kept.clone()).ok_or_else(lost)

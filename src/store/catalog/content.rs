@@ -115,6 +115,13 @@ pub async fn has_blob(c: &mut Connection, blob: &Digest) -> Result<bool, StoreEr
     sqlx::query_scalar(sql).bind(blob.to_string()).fetch_one(&mut *c).await.map_err(StoreError::catalog)
 }
 
+/// Whether it is kept, as a blob or as a manifest.
+pub async fn has_any(c: &mut Connection, digest: &Digest) -> Result<bool, StoreError> {
+    let sql =
+        "SELECT EXISTS (SELECT 1 FROM blob WHERE digest = $1) OR EXISTS (SELECT 1 FROM manifest WHERE digest = $1)";
+    sqlx::query_scalar(sql).bind(digest.to_string()).fetch_one(&mut *c).await.map_err(StoreError::catalog)
+}
+
 /// Records a manifest whose file is durable, with its parts, and makes it readable in `to`.
 pub async fn keep_manifest(
     c: &mut Connection,

@@ -50,6 +50,8 @@ pub enum Change {
     KeepManifest {
         repository: Repository,
         manifest: Arc<Manifest>,
+        /// What must still be kept for it to be.
+        needs: Vec<Digest>,
     },
     /// The file was found gone or wrong; it is looked at once more.
     LoseBlob {
@@ -304,7 +306,13 @@ async fn make(
             content::grant_blob(c, repository, blob, touched).await?;
             content::note_used(c, &[(*blob, now_ms)]).await?;
         }
-        Change::KeepManifest { repository, manifest } => {
+        Change::KeepManifest { repository, manifest, needs } => {
+            for part in needs {
+                if !content::has_any(c, part).await? {
+                    let why = "what the manifest names is not kept any more";
+                    return Err(StoreError::refused("keep", part, std::io::ErrorKind::NotFound, why));
+                }
+            }
             if !take_back(disk, &manifest.digest, manifest.size()).await? {
                 let (disk, manifest) = (disk.clone(), manifest.clone());
                 blocking(move || disk.place_bytes(&manifest.digest, &manifest.bytes)).await?;

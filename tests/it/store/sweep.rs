@@ -288,6 +288,18 @@ async fn a_blob_that_went_bad_is_right_again_once_it_is_uploaded_again() {
 }
 
 #[tokio::test]
+async fn a_manifest_whose_layer_was_collected_a_moment_ago_is_not_kept() {
+    // Invariant 8
+    let (site, here) = (Site::new().await, repository("team/app"));
+    let (config, layer) = (upload(&site, &here, b"config").await, upload(&site, &here, b"layer").await);
+    let manifest = image(b"config", &[b"layer"]);
+    site.days_pass();
+    assert_eq!(site.jobs().collect(false).await.unwrap().blobs, 2);
+    site.store.keep_manifest_with(&here, &manifest, vec![config, layer]).await.unwrap_err();
+    assert!(site.store.manifest(&here, &manifest.digest).await.unwrap().is_none());
+}
+
+#[tokio::test]
 async fn what_a_manifest_of_an_unknown_type_names_stays_with_it() {
     // Invariant 8
     let (site, here) = (Site::new().await, repository("team/app"));

@@ -13,7 +13,7 @@ const LINES_SHOWN: usize = 50;
 /// Collect what nothing refers to: deleted and overwritten pushes, and what only they needed
 ///
 /// Nothing stops meanwhile: pulls and pushes go on. What stays: whatever a tag names or named lately ([keep] history),
-/// signatures and other referrers of what stays, manifests that were pushed by digest alone, everything that was filled
+/// signatures and other referrers of what stays, manifests that were filled or pushed by digest alone, with what they need
 /// ([keep] keep_untagged), and whatever came or was used within the grace time ([keep] grace). What goes lies in the trash
 /// for a while ([keep] trash_for), still takes room on the disk, and can be put back with --undo.
 #[derive(Args)]

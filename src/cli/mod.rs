@@ -33,7 +33,7 @@ Begin with:  sealock serve --gate open
 Then pull:   docker pull 127.0.0.1:5000/docker.io/library/alpine:3
 And close:   sealock gate close
 
-Exit codes: 0 done, 1 failed, 2 wrong usage or settings."
+Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 3 done in part."
 )]
 pub struct Cli {
     #[command(flatten)]

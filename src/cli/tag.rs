@@ -3,7 +3,6 @@
 use std::str::FromStr;
 
 use clap::{Args, Subcommand};
-use serde_json::json;
 
 use super::{Common, Failure, print};
 use crate::clock::Clock;
@@ -102,7 +101,7 @@ fn log(common: &Common, asked: &Asked) -> Result<(), Failure> {
     let order = asked.order(None);
     let report: TagReport = super::block_on(async { Ok(common.client()?.tag(&order).await?) })?;
     if asked.json {
-        return print::json(&json!(report));
+        return print::json(&report);
     }
     let now = Clock::system().now();
     let rows = report.log.iter().enumerate().map(|(number, line)| {

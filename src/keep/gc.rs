@@ -1,4 +1,4 @@
-//! Collection: finds what nothing refers to, throws it away, and empties the trash of what has lain there long enough.
+//! Collection: finds what nothing refers to, and throws it away.
 
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -57,9 +57,6 @@ pub(super) async fn collect(
 ) -> Result<CollectReport, StoreError> {
     let rules = rules(settings, now);
     let mut report = CollectReport { dry_run, ..CollectReport::default() };
-    if !dry_run {
-        report.freed_bytes = store.empty_trash(before(now, settings.trash_for)).await?;
-    }
     loop {
         let found = store.garbage(&rules).await?;
         let all = found.len() < GARBAGE_MAX;
@@ -88,7 +85,6 @@ pub(super) async fn collect(
             blobs = report.blobs,
             files = report.files,
             size_bytes = report.size_bytes,
-            freed_bytes = report.freed_bytes,
             "collected {} that nothing refers to; `sealock gc --undo` puts it back for {}",
             Size(report.size_bytes),
             settings.trash_for

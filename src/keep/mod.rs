@@ -43,7 +43,6 @@ struct Inner {
     /// Held by the one job that may throw away or put back.
     broom: tokio::sync::Mutex<()>,
     started: Instant,
-    last: Mutex<Option<CollectReport>>,
     /// Of the `verify` that is under way, or was the last.
     progress: Mutex<Arc<Progress>>,
 }
@@ -69,22 +68,21 @@ impl KeepError {
 
 impl Keep {
     pub fn new(store: Store, settings: KeepSettings, clock: Clock) -> Self {
-        let (broom, last, progress) = (tokio::sync::Mutex::default(), Mutex::default(), Mutex::default());
-        let started = Instant::now();
-        Self(Arc::new(Inner { store, settings, clock, broom, started, last, progress }))
+        let (broom, started, progress) = (tokio::sync::Mutex::default(), Instant::now(), Mutex::default());
+        Self(Arc::new(Inner { store, settings, clock, broom, started, progress }))
     }
 
-    /// Throws away what nothing refers to, and removes for good what was thrown away long enough ago. `dry_run`: only
-    /// tells what would go.
+    /// By hand: throws away what nothing refers to, and removes for good what was thrown away long enough ago.
+    /// `dry_run`: only tells what would go.
     pub async fn collect(&self, dry_run: bool) -> Result<CollectReport, KeepError> {
         let inner = &self.0;
         let _broom = inner.broom.try_lock().map_err(|_| KeepError::Busy)?;
+        let freed_bytes = if dry_run { 0 } else { self.empty_trash().await? };
         let report = gc::collect(&inner.store, &inner.settings, inner.clock.now(), dry_run).await?;
         if !dry_run {
             inner.store.note_job(COLLECT, "").await?;
-            *inner.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(report.clone());
         }
-        Ok(report)
+        Ok(CollectReport { freed_bytes, ..report })
     }
 
     /// Puts back all that was collected and is still in the trash.
@@ -111,11 +109,6 @@ impl Keep {
     /// How far the `verify` under way is, or how far the last one came.
     pub fn progress(&self) -> Arc<Progress> {
         self.0.progress.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// The last collection since the start.
-    pub fn last_collection(&self) -> Option<CollectReport> {
-        self.0.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Does what is due, until `stop`.
@@ -181,37 +174,36 @@ impl Keep {
         Ok(())
     }
 
-    /// What has lain in the trash for long enough goes. Not before this process has run for as long: a clock that was set
-    /// wrong while nobody looked must throw nothing away.
-    async fn empty_trash(&self, now: Timestamp) -> Result<(), KeepError> {
-        let (inner, lies_for) = (&self.0, self.0.settings.trash_for);
-        let Ok(_broom) = inner.broom.try_lock() else { return Ok(()) };
-        if inner.started.elapsed() >= lies_for.0 {
-            inner.store.empty_trash(gc::before(now, lies_for)).await?;
-        }
-        Ok(())
+    async fn empty_trash(&self) -> Result<u64, StoreError> {
+        let inner = &self.0;
+        inner.store.empty_trash(gc::before(inner.clock.now(), inner.settings.trash_for)).await
     }
 
-    async fn look(&self, now: Timestamp, jumped: bool) -> Result<(), KeepError> {
-        let (store, every) = (&self.0.store, self.0.settings.collect_every.0);
-        if every.is_zero() {
-            return if jumped { Ok(()) } else { self.empty_trash(now).await };
+    /// Empties the trash and collects, each if it is due and the clock can be believed. The trash is not emptied before
+    /// this process has run for as long as it keeps things: a clock that was set wrong while nobody looked must remove
+    /// nothing.
+    async fn look(&self, now: Timestamp, jumped: bool) -> Result<(), StoreError> {
+        let (inner, every) = (&self.0, self.0.settings.collect_every.0);
+        let Ok(_broom) = inner.broom.try_lock() else { return Ok(()) };
+        if !jumped && inner.started.elapsed() >= inner.settings.trash_for.0 {
+            self.empty_trash().await?;
         }
-        let last = store.job(COLLECT).await?.map(|(_, at)| at);
+        if every.is_zero() {
+            return Ok(());
+        }
+        let last = inner.store.job(COLLECT).await?.map(|(_, at)| at);
         let Some(last) = last.filter(|last| *last <= now && !jumped) else {
             // The first time, or a clock that cannot be believed: from now on.
             if jumped {
                 warn!("the clock has jumped: the next collection waits its full time");
             }
-            return Ok(store.note_job(COLLECT, "").await?);
+            return inner.store.note_job(COLLECT, "").await;
         };
-        if now.duration_since(last).unsigned_abs() < every {
-            return Ok(());
+        if now.duration_since(last).unsigned_abs() >= every {
+            gc::collect(&inner.store, &inner.settings, now, false).await?;
+            inner.store.note_job(COLLECT, "").await?;
         }
-        match self.collect(false).await {
-            Ok(_) | Err(KeepError::Busy) => Ok(()),
-            Err(why) => Err(why),
-        }
+        Ok(())
     }
 }
 

@@ -41,7 +41,7 @@ pub enum Content {
     Index {
         manifests: Vec<Descriptor>,
     },
-    /// A media type that we do not know: kept, and looked into only for what it says that it is.
+    /// A media type that we do not know: kept, with what it seems to name ([`Manifest::named`]).
     Opaque,
 }
 

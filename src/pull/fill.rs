@@ -2,7 +2,6 @@
 //!
 //! Kept here:
 //! * 4: one download per digest; it belongs to the server. Clients follow its file and leave as they like.
-//! * 3: the last [`HELD_BACK`] bytes are not readable before the digest is right.
 //! * 14: who joins from another repository must have a right to the digest there (checked by the caller).
 //!
 //! ```text
@@ -10,11 +9,9 @@
 //!                      └─> the newest, in memory ──> followers that keep up          └─> followers that do not
 //! ```
 
-use std::fs::File;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -26,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
+use super::follow::{Following, Progress, held_back};
 use super::miss::FetchError;
 use super::recent::Recent;
 use crate::names::Repository;
@@ -33,8 +31,6 @@ use crate::oci::Digest;
 use crate::store::{KeptBlob, Staged, Store};
 use crate::upstream::{BlobStream, Upstream, UpstreamError};
 
-/// Bytes at the end of a fill that nobody gets before the digest is right.
-pub const HELD_BACK: u64 = 64 << 10;
 /// Fills from one upstream that run at once; more wait for a place. A slow upstream holds up only its own.
 pub const FILLS_PER_UPSTREAM_MAX: usize = 32;
 /// Fills that run or wait; who asks for one more is told to come back.
@@ -81,37 +77,6 @@ struct Fill {
     progress: watch::Sender<Progress>,
 }
 
-#[derive(Clone, Default)]
-struct Progress {
-    /// Where followers read; `None` until upstream has answered.
-    file: Option<Arc<File>>,
-    size: Option<u64>,
-    /// How much of the file may be read.
-    readable: u64,
-    recent: Recent,
-    /// Counts the times that the bytes began anew: who read earlier ones must break off.
-    generation: u32,
-    end: Option<Result<KeptBlob, FetchError>>,
-}
-
-/// A follower of a fill. Clients that leave just drop it; clones are the same follower.
-#[derive(Clone)]
-pub struct Following {
-    progress: watch::Receiver<Progress>,
-    /// The generation whose bytes were read, or [`UNREAD`].
-    generation: Arc<AtomicU32>,
-}
-
-const UNREAD: u32 = u32::MAX;
-
-/// What a follower may read now.
-pub enum Readable {
-    /// The next bytes.
-    Bytes(Bytes),
-    /// The file up to `end`, exclusive; `finished`: that is the end of the blob.
-    File { file: Arc<File>, end: u64, finished: bool },
-}
-
 impl Fills {
     /// Fills that run at `stop` leave their part staged.
     pub fn new(store: Store, tasks: TaskTracker, stop: CancellationToken) -> Self {
@@ -136,13 +101,13 @@ impl Fills {
                 (fill, true)
             }
         };
-        let (progress, generation) = (fill.progress.subscribe(), Arc::new(AtomicU32::new(UNREAD)));
+        let following = Following::new(fill.progress.subscribe());
         let elsewhere = fill.repository != order.repository;
         if started {
             let slot = Slot { fills: self.clone(), digest: order.digest, fill };
             self.tasks.spawn(slot.run(order));
         }
-        Ok(Joined { following: Following { progress, generation }, elsewhere })
+        Ok(Joined { following, elsewhere })
     }
 
     fn places_of(&self, upstream: &str) -> Arc<Semaphore> {
@@ -151,71 +116,6 @@ impl Fills {
         }
         let new = || Arc::new(Semaphore::new(FILLS_PER_UPSTREAM_MAX));
         self.places.entry(upstream.to_owned()).or_insert_with(new).clone()
-    }
-}
-
-impl Following {
-    /// A second follower of the same fill.
-    pub fn another(&self) -> Self {
-        Self { progress: self.progress.clone(), generation: Arc::new(AtomicU32::new(UNREAD)) }
-    }
-
-    /// Waits until upstream has answered; the size, where upstream or a manifest states it.
-    pub async fn size(&self) -> Result<Option<u64>, FetchError> {
-        let mut progress = self.progress.clone();
-        let seen = progress.wait_for(|now| now.file.is_some() || now.end.is_some()).await;
-        let seen = seen.map_err(|_| FetchError::GaveUp)?;
-        match &seen.end {
-            Some(Err(why)) => Err(why.clone()),
-            Some(Ok(blob)) => Ok(Some(blob.size)),
-            None => Ok(seen.size),
-        }
-    }
-
-    /// Waits for the end.
-    pub async fn kept(&self) -> Result<KeptBlob, FetchError> {
-        let mut progress = self.progress.clone();
-        let seen = progress.wait_for(|now| now.end.is_some()).await.map_err(|_| FetchError::GaveUp)?;
-        seen.end.clone().unwrap_or(Err(FetchError::GaveUp))
-    }
-
-    /// Waits until bytes past `offset` may be read. After an error, what was sent so far must not look complete.
-    pub async fn readable(&self, offset: u64) -> Result<Readable, FetchError> {
-        let mut progress = self.progress.clone();
-        loop {
-            {
-                let now = progress.borrow_and_update();
-                let read = self.generation.load(Ordering::Relaxed);
-                if read != UNREAD && read != now.generation {
-                    return Err(FetchError::BeganAnew);
-                }
-                match (&now.end, &now.file) {
-                    (Some(Ok(blob)), _) => {
-                        return Ok(Readable::File { file: blob.file.clone(), end: blob.size, finished: true });
-                    }
-                    (Some(Err(why)), _) => return Err(why.clone()),
-                    (None, Some(file)) => {
-                        if let Some(readable) = now.at(offset, file) {
-                            self.generation.store(now.generation, Ordering::Relaxed);
-                            return Ok(readable);
-                        }
-                    }
-                    (None, None) => {}
-                }
-            }
-            progress.changed().await.map_err(|_| FetchError::GaveUp)?;
-        }
-    }
-}
-
-impl Progress {
-    fn at(&self, offset: u64, file: &Arc<File>) -> Option<Readable> {
-        let limit = held_back(self.recent.end(), self.size);
-        if let Some(piece) = self.recent.piece(offset, limit) {
-            return Some(Readable::Bytes(piece));
-        }
-        let end = self.readable;
-        (end > offset).then(|| Readable::File { file: file.clone(), end, finished: false })
     }
 }
 
@@ -473,11 +373,6 @@ impl Writer {
     }
 }
 
-/// How much of `written` may be read before the digest is known to be right.
-fn held_back(written: u64, size: Option<u64>) -> u64 {
-    written.min(size.unwrap_or(written).saturating_sub(HELD_BACK))
-}
-
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, FetchError> {
     tokio::task::spawn_blocking(work).await.map_err(|_| FetchError::GaveUp)
 }
@@ -494,16 +389,5 @@ mod tests {
         assert!(!pace.is_too_slow(begun, 1), "it has only begun");
         assert!(pace.is_too_slow(begun + PACE_SPAN, 1));
         assert!(!pace.is_too_slow(begun + 2 * PACE_SPAN, PACE_BYTES_MIN), "slow, but it gets there");
-    }
-
-    #[test]
-    fn the_end_is_held_back_until_the_digest_is_right() {
-        // Invariant 3
-        let size = 10 * HELD_BACK;
-        assert_eq!(held_back(size, Some(size)), size - HELD_BACK);
-        assert_eq!(held_back(HELD_BACK, Some(size)), HELD_BACK);
-        assert_eq!(held_back(size, None), size - HELD_BACK);
-        assert_eq!(held_back(5, None), 0);
-        assert_eq!(held_back(5, Some(5)), 0);
     }
 }

@@ -8,6 +8,7 @@
 
 mod fill;
 mod flights;
+mod follow;
 mod fresh;
 mod lists;
 mod memory;
@@ -27,10 +28,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, warn};
 
-use self::fill::Following;
-pub use self::fill::{FILLS_MAX, FILLS_PER_UPSTREAM_MAX, HELD_BACK, Readable};
+pub use self::fill::{FILLS_MAX, FILLS_PER_UPSTREAM_MAX};
 use self::fill::{Fills, Joined, Order};
 use self::flights::Flights;
+use self::follow::Following;
+pub use self::follow::{HELD_BACK, Readable};
 use self::lists::Lists;
 pub use self::lists::{Referrers, TagPage};
 use self::memory::{Memory, Subject};

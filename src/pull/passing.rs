@@ -9,7 +9,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 
-use super::fill::HELD_BACK;
+use super::follow::HELD_BACK;
 use super::miss::{FetchError, Miss};
 use crate::names::OfflineMiss;
 use crate::oci::{Digest, Hasher};

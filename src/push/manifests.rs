@@ -1,10 +1,12 @@
 //! A pushed manifest: parsed, held against what its repository has, kept as it came, and named by its tags.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use tracing::info;
 
 use super::{Order, Push, PushError};
-use crate::oci::{Algorithm, Content, Descriptor, Digest, Manifest, MediaType, Reference, Tag};
+use crate::oci::{Algorithm, Content, Digest, Manifest, MediaType, Reference, Tag};
 use crate::store::TagSource;
 
 /// Most tags that one push points, that of its path included.
@@ -41,9 +43,8 @@ impl Push {
             let (expected, actual) = (expected.to_string(), manifest.digest.to_string());
             return Err(PushError::DigestDiffers { expected, actual });
         }
-        self.check_parts(order, &manifest).await?;
+        let needs = self.check_parts(order, &manifest).await?;
         let (store, repository, digest) = (&self.0.store, &order.target.repository, manifest.digest);
-        let needs = self.needs(order, &manifest);
         if let Err(why) = store.keep_manifest_with(repository, &manifest, needs).await {
             // A collection may have taken what was here a moment ago.
             self.check_parts(order, &manifest).await?;
@@ -68,64 +69,40 @@ impl Push {
         if tags.len() < TAGS_MAX { Ok(()) } else { Err(PushError::TooManyTags { max: TAGS_MAX }) }
     }
 
-    /// Everything that it names, but its subject and foreign layers, must be readable in its repository. That also
-    /// holds where the bytes are kept for another one: naming them must not make them readable here (invariant 14).
-    async fn check_parts(&self, order: &Order, manifest: &Manifest) -> Result<(), PushError> {
-        // Of an upstream's repository, a manifest that somebody else has sent as an image opens what it names.
-        if matches!(manifest.content, Content::Opaque) && order.target.source.is_some() {
-            return self.check_named(order, manifest).await;
-        }
-        if self.may_miss(order, manifest) {
-            return Ok(());
-        }
+    /// What the manifest needs, which must be readable in its repository: all that it names but its subject and foreign
+    /// layers. That also holds where the bytes are kept for another one: naming them must not make them readable here
+    /// (invariant 14).
+    async fn check_parts(&self, order: &Order, manifest: &Manifest) -> Result<Vec<Digest>, PushError> {
+        let settings = &self.0.settings;
+        let local = order.target.source.is_none();
+        let needs: BTreeSet<Digest> = match &manifest.content {
+            Content::Index { .. } if settings.sparse_indexes => BTreeSet::new(),
+            Content::Image { .. } if settings.sparse_images && local => BTreeSet::new(),
+            Content::Opaque if local => BTreeSet::new(),
+            // Of an upstream's repository, a manifest that somebody else has sent as an image opens what it names.
+            Content::Opaque => manifest.named(),
+            _ => manifest.parts().filter(|part| !part.foreign).map(|part| part.digest).collect(),
+        };
         let mut missing = Vec::new();
-        for part in manifest.parts().filter(|part| !part.foreign) {
-            if !missing.contains(&part.digest) && !self.has_part(order, &manifest.content, part).await? {
-                missing.push(part.digest);
+        for digest in &needs {
+            if !self.has_part(order, &manifest.content, digest).await? {
+                missing.push(*digest);
             }
         }
         if missing.is_empty() {
-            return Ok(());
+            return Ok(needs.into_iter().collect());
         }
         Err(PushError::PartsUnknown { name: order.target.asked.to_string(), missing })
     }
 
-    /// What must be kept when the manifest comes to be.
-    fn needs(&self, order: &Order, manifest: &Manifest) -> Vec<Digest> {
-        if self.may_miss(order, manifest) {
-            return Vec::new();
-        }
-        manifest.parts().filter(|part| !part.foreign).map(|part| part.digest).collect()
-    }
-
-    fn may_miss(&self, order: &Order, manifest: &Manifest) -> bool {
-        match &manifest.content {
-            Content::Opaque => true,
-            Content::Index { .. } => self.0.settings.sparse_indexes,
-            Content::Image { .. } => self.0.settings.sparse_images && order.target.source.is_none(),
-        }
-    }
-
-    async fn check_named(&self, order: &Order, manifest: &Manifest) -> Result<(), PushError> {
+    async fn has_part(&self, order: &Order, content: &Content, part: &Digest) -> Result<bool, PushError> {
         let (store, repository) = (&self.0.store, &order.target.repository);
-        let mut missing = Vec::new();
-        for digest in manifest.named() {
-            if store.blob(repository, &digest).await?.is_none() && store.manifest(repository, &digest).await?.is_none()
-            {
-                missing.push(digest);
-            }
-        }
-        if missing.is_empty() {
-            return Ok(());
-        }
-        Err(PushError::PartsUnknown { name: order.target.asked.to_string(), missing })
-    }
-
-    async fn has_part(&self, order: &Order, content: &Content, part: &Descriptor) -> Result<bool, PushError> {
-        let (store, repository) = (&self.0.store, &order.target.repository);
-        match content {
-            Content::Index { .. } => Ok(store.manifest(repository, &part.digest).await?.is_some()),
-            Content::Image { .. } | Content::Opaque => Ok(store.blob(repository, &part.digest).await?.is_some()),
-        }
+        let (as_blob, as_manifest) = match content {
+            Content::Image { .. } => (true, false),
+            Content::Index { .. } => (false, true),
+            Content::Opaque => (true, true),
+        };
+        Ok(as_blob && store.blob(repository, part).await?.is_some()
+            || as_manifest && store.manifest(repository, part).await?.is_some())
     }
 }

@@ -102,7 +102,7 @@ impl Face {
         if !reads || matches!(route, Route::Uploads { .. } | Route::Upload { .. }) {
             // Boxed: its rarely used state would be moved with every request.
             let outcome = Box::pin(self.change(&call, &head.method, route, body)).await;
-            return echo_if(outcome, namespace);
+            return echo(outcome, namespace);
         }
         let ask = |name: &RepositoryName| {
             let target = self.routes.resolve(name, namespace)?;
@@ -122,7 +122,7 @@ impl Face {
             Route::Catalog { page } => return Box::pin(v2::catalog::serve(&call, &page)).await,
             Route::Uploads { .. } | Route::Upload { .. } => return Err(not_taken(&route)),
         };
-        echo_if(outcome, namespace)
+        echo(outcome, namespace)
     }
 
     /// Pushes and deletions, and the state of an upload.
@@ -229,14 +229,9 @@ fn not_taken(route: &Route) -> Problem {
     Problem::method(allowed, "this path does not take this method")
 }
 
-fn echo_if(outcome: Answer, namespace: Option<&str>) -> Answer {
-    match namespace.and_then(|host| HeaderValue::from_str(host).ok()) {
-        None => outcome,
-        Some(host) => echo(outcome, host),
-    }
-}
-
-fn echo(outcome: Answer, host: HeaderValue) -> Answer {
+/// What is answered to a request with `?ns=` says so.
+fn echo(outcome: Answer, namespace: Option<&str>) -> Answer {
+    let Some(host) = namespace.and_then(|host| HeaderValue::from_str(host).ok()) else { return outcome };
     match outcome {
         Ok(mut response) => {
             response.headers_mut().insert(NAMESPACE, host);

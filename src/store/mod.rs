@@ -142,7 +142,7 @@ impl Store {
     /// Records a blob that [`Staged::keep`] placed, grants it, and completes what was waiting for it: one transaction.
     pub async fn keep_blob(&self, repository: &Repository, blob: &KeptBlob) -> Result<(), StoreError> {
         let (repository, digest, size) = (repository.clone(), blob.digest, blob.size);
-        self.0.writer.apply(Change::KeepBlob { repository, blob: digest, size }).await.map(drop)
+        self.0.writer.apply(Change::KeepBlob { repository, blob: digest, size, upload: None }).await.map(drop)
     }
 
     /// Grants a blob that is kept already. `false`: it is not kept.

@@ -85,24 +85,15 @@ impl Disk {
     }
 
     /// Reads what lies under `digest` to its end; whether its bytes hash to it. `None`: it has no file. `read` is told
-    /// of each piece, in bytes, and may take its time; `false` from it breaks off. Blocking.
+    /// of each piece, in bytes, and may take its time; `false` from it breaks off, and is `None` too. Blocking.
     pub fn hash(
         &self,
         digest: &Digest,
         mut read: impl FnMut(usize) -> bool,
     ) -> Result<Option<(FileId, bool)>, StoreError> {
-        let Found::File(mut file, _) = self.find(digest)? else { return Ok(None) };
-        let (id, mut hasher, mut piece) = (self.id_of(&file, digest)?, digest.algorithm().hasher(), vec![0; PIECE]);
-        loop {
-            let count = file.read(&mut piece).map_err(|source| StoreError::io("read", &self.blob(digest), source))?;
-            if count == 0 {
-                return Ok(Some((id, hasher.finish() == *digest)));
-            }
-            hasher.update(&piece[..count]);
-            if !read(count) {
-                return Ok(None);
-            }
-        }
+        let Found::File(file, _) = self.find(digest)? else { return Ok(None) };
+        let id = self.id_of(&file, digest)?;
+        Ok(hashes_to(file, &self.blob(digest), digest, &mut read)?.map(|whole| (id, whole)))
     }
 
     /// Whether the file of `digest` that lies in the trash hashes to it, or one has come to its place. Blocking.
@@ -111,18 +102,10 @@ impl Disk {
             return Ok(self.hash(digest, |_| true)?.is_some_and(|(_, whole)| whole));
         }
         let path = self.trashed(digest);
-        let mut file = match File::open(&path) {
-            Ok(file) => file,
-            Err(why) if why.kind() == io::ErrorKind::NotFound => return Ok(false),
-            Err(source) => return Err(StoreError::io("open", &path, source)),
-        };
-        let (mut hasher, mut piece) = (digest.algorithm().hasher(), vec![0; PIECE]);
-        loop {
-            let count = file.read(&mut piece).map_err(|source| StoreError::io("read", &path, source))?;
-            if count == 0 {
-                return Ok(hasher.finish() == *digest);
-            }
-            hasher.update(&piece[..count]);
+        match File::open(&path) {
+            Ok(file) => Ok(hashes_to(file, &path, digest, &mut |_| true)?.is_some_and(|whole| whole)),
+            Err(why) if why.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(source) => Err(StoreError::io("open", &path, source)),
         }
     }
 
@@ -188,6 +171,26 @@ impl Disk {
             self.turn_read_only(why);
         }
         synced
+    }
+}
+
+/// Reads `file` to its end; whether its bytes hash to `digest`. `None`: `read`, told of each piece, broke off.
+fn hashes_to(
+    mut file: File,
+    path: &Path,
+    digest: &Digest,
+    read: &mut dyn FnMut(usize) -> bool,
+) -> Result<Option<bool>, StoreError> {
+    let (mut hasher, mut piece) = (digest.algorithm().hasher(), vec![0; PIECE]);
+    loop {
+        let count = file.read(&mut piece).map_err(|source| StoreError::io("read", path, source))?;
+        if count == 0 {
+            return Ok(Some(hasher.finish() == *digest));
+        }
+        hasher.update(&piece[..count]);
+        if !read(count) {
+            return Ok(None);
+        }
     }
 }
 

@@ -17,7 +17,7 @@ use super::disk::{Disk, remove};
 use super::hashed::HashedFile;
 use super::{Inner, KeepError, KeptBlob, Store, StoreError, blocking, staging};
 use crate::names::Repository;
-use crate::oci::{Algorithm, Digest, Hasher};
+use crate::oci::{Algorithm, Digest};
 
 /// Most uploads at once.
 pub const UPLOADS_MAX: usize = 1024;
@@ -56,13 +56,8 @@ pub struct Upload {
     claim: Claim,
     repository: Repository,
     hashed: HashedFile,
-    /// As it was opened.
-    before: Before,
-}
-
-struct Before {
-    written: u64,
-    hasher: Hasher,
+    /// Bytes that it had when it was opened.
+    written_before: u64,
 }
 
 /// The right to touch an upload's file; given back when dropped.
@@ -116,8 +111,8 @@ impl Store {
             inner.end(claim, None).await?;
             return Err(UploadError::Unknown);
         };
-        let before = Before { written: hashed.written(), hasher: hashed.hasher().clone() };
-        Ok(Upload { inner, claim, repository: repository.clone(), hashed, before })
+        let written_before = hashed.written();
+        Ok(Upload { inner, claim, repository: repository.clone(), hashed, written_before })
     }
 
     /// Bytes that it has so far, without opening it; not what another request writes just now.
@@ -196,12 +191,6 @@ impl Upload {
         self.hashed.write(&self.claim.disk, bytes)
     }
 
-    /// Back to what it had when it was opened: a chunk broke off half-way. No further, because what was there then
-    /// was acknowledged.
-    pub fn rewind(&mut self) {
-        self.hashed.resume(self.before.hasher.clone(), self.before.written);
-    }
-
     /// Makes what it has durable, and records how much that is and what its hash has come to. Goes on when the caller
     /// gives up.
     pub async fn leave(self) -> Result<(), StoreError> {
@@ -217,15 +206,15 @@ impl Upload {
     }
 
     async fn record(self) -> Result<(), StoreError> {
-        let Self { inner, claim, hashed, before, .. } = self;
+        let Self { inner, claim, hashed, written_before, .. } = self;
         let (written, hasher) = (hashed.written(), hashed.hasher().clone());
         let claim = blocking(move || {
             hashed.trim()?;
-            if written > before.written {
+            if written > written_before {
                 // Where this fails, the row says what was durable before, and the rest is cut off by who opens it next.
                 claim.disk.sync_staged(hashed.file(), hashed.path())?;
             }
-            if before.written == 0 && written > 0 {
+            if written_before == 0 && written > 0 {
                 claim.disk.sync_staging()?;
             }
             Ok(claim)
@@ -259,8 +248,8 @@ impl Upload {
             }
             return Err(KeepError::WrongBytes { expected, actual });
         }
-        let keep = UploadChange::Keep { id: claim.id, repository, blob: expected, size: kept.size };
-        inner.writer.apply(Change::Upload(keep)).await?;
+        let keep = Change::KeepBlob { repository, blob: expected, size: kept.size, upload: Some(claim.id) };
+        inner.writer.apply(keep).await?;
         Ok(kept)
     }
 }

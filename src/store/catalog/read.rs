@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use sqlx::sqlite::SqliteRow;
 use sqlx::{Executor, Row};
 
 use super::{Database, Pool, content, digest, integer, number};
@@ -148,14 +149,7 @@ pub async fn kept_page(
         Kept::Blobs => "SELECT digest, size FROM blob WHERE digest > $1 ORDER BY digest LIMIT $2",
         Kept::Manifests => "SELECT digest, size FROM manifest WHERE digest > $1 ORDER BY digest LIMIT $2",
     };
-    let rows = sqlx::query(sql).bind(after).bind(integer(limit as u64)).fetch_all(readers).await;
-    rows.map_err(StoreError::catalog)?
-        .iter()
-        .map(|row| {
-            let text: String = row.try_get("digest").map_err(StoreError::catalog)?;
-            Ok((digest(&text)?, number(row.try_get("size").map_err(StoreError::catalog)?)))
-        })
-        .collect()
+    sized(&sqlx::query(sql).bind(after).bind(integer(limit as u64)).fetch_all(readers).await?)
 }
 
 /// As [`kept_page`], of what can be read in a repository.
@@ -178,7 +172,10 @@ pub async fn kept_page_of(
             WHERE m.digest > $1 ORDER BY m.digest LIMIT $2"
         }
     };
-    let rows = sqlx::query(sql).bind(after).bind(integer(limit as u64)).bind(id).fetch_all(readers).await?;
+    sized(&sqlx::query(sql).bind(after).bind(integer(limit as u64)).bind(id).fetch_all(readers).await?)
+}
+
+fn sized(rows: &[SqliteRow]) -> Result<Vec<(Digest, u64)>, StoreError> {
     rows.iter().map(|row| Ok((digest(row.try_get("digest")?)?, number(row.try_get("size")?)))).collect()
 }
 

@@ -4,10 +4,9 @@ use std::collections::HashSet;
 
 use sqlx::Row;
 
-use super::writer::Touched;
 use super::{Connection, Pool, content, integer, number};
 use crate::names::Repository;
-use crate::oci::{Algorithm, Digest};
+use crate::oci::Algorithm;
 use crate::store::{StoreError, UPLOADS_MAX, UploadId};
 
 /// How far an upload is durable.
@@ -37,32 +36,14 @@ pub enum UploadChange {
         id: UploadId,
         untouched_since_ms: Option<i64>,
     },
-    /// It became a blob whose file is durable.
-    Keep {
-        id: UploadId,
-        repository: Repository,
-        blob: Digest,
-        size: u64,
-    },
 }
 
 /// Returns whether there was such an upload; for a new one, whether there was room for it.
-pub async fn make(
-    c: &mut Connection,
-    change: &UploadChange,
-    now_ms: i64,
-    touched: &mut Touched,
-) -> Result<bool, StoreError> {
+pub async fn make(c: &mut Connection, change: &UploadChange, now_ms: i64) -> Result<bool, StoreError> {
     match change {
         UploadChange::Begin { id, repository, owner, row } => begin(c, id, repository, owner, row, now_ms).await,
         UploadChange::Leave { id, row } => leave(c, id, row, now_ms).await,
         UploadChange::End { id, untouched_since_ms } => end(c, id, *untouched_since_ms).await,
-        UploadChange::Keep { id, repository, blob, size } => {
-            content::keep_blob(c, repository, blob, *size, now_ms, touched).await?;
-            // It may have been kept long before: its grace time begins anew.
-            content::note_used(c, &[(*blob, now_ms)]).await?;
-            end(c, id, None).await
-        }
     }
 }
 
@@ -90,7 +71,8 @@ async fn leave(c: &mut Connection, id: &UploadId, row: &UploadRow, now_ms: i64) 
     Ok(left.map_err(StoreError::catalog)?.rows_affected() > 0)
 }
 
-async fn end(c: &mut Connection, id: &UploadId, untouched_since_ms: Option<i64>) -> Result<bool, StoreError> {
+/// Removes the row; with a time, only if nobody touched it since. `false`: there is none.
+pub async fn end(c: &mut Connection, id: &UploadId, untouched_since_ms: Option<i64>) -> Result<bool, StoreError> {
     let sql = "DELETE FROM upload WHERE id = $1 AND touched_at <= $2";
     let ended = sqlx::query(sql).bind(id.to_string()).bind(untouched_since_ms.unwrap_or(i64::MAX));
     Ok(ended.execute(&mut *c).await.map_err(StoreError::catalog)?.rows_affected() > 0)

@@ -22,7 +22,7 @@ use crate::store::disk::{Disk, Found};
 use crate::store::memory::{Memory, RepositoryId, Touch};
 use crate::store::sweep::Sweep;
 use crate::store::trash::FileId;
-use crate::store::{GarbageKind, StoreError, TagSource, blocking};
+use crate::store::{GarbageKind, StoreError, TagSource, UploadId, blocking};
 
 /// Most changes in one commit.
 const BATCH_MAX: usize = 64;
@@ -42,6 +42,8 @@ pub enum Change {
         repository: Repository,
         blob: Digest,
         size: u64,
+        /// The upload that it came by, which ends with it.
+        upload: Option<UploadId>,
     },
     GrantBlob {
         repository: Repository,
@@ -294,10 +296,18 @@ async fn make(
     touched: &mut Touched,
 ) -> Result<bool, StoreError> {
     match change {
-        Change::KeepBlob { repository, blob, size } => {
-            in_place(disk, blob, *size).await?;
+        Change::KeepBlob { repository, blob, size, upload } => {
+            // A collection may have moved it between its placing and now.
+            if !take_back(disk, blob, *size).await? {
+                let why = "it has no such file";
+                return Err(StoreError::refused("keep", blob, std::io::ErrorKind::NotFound, why));
+            }
             content::keep_blob(c, repository, blob, *size, now_ms, touched).await?;
+            // It may have been kept long before: its grace time begins anew.
             content::note_used(c, &[(*blob, now_ms)]).await?;
+            if let Some(upload) = upload {
+                uploads::end(c, upload, None).await?;
+            }
         }
         Change::GrantBlob { repository, blob } => {
             if !content::has_blob(c, blob).await? {
@@ -367,23 +377,10 @@ async fn make(
             .await?;
         }
         Change::SetAside { digest, wrong } => return set_aside(c, disk, digest, *wrong, touched).await,
-        Change::Upload(change) => {
-            if let UploadChange::Keep { blob, size, .. } = change {
-                in_place(disk, blob, *size).await?;
-            }
-            return uploads::make(c, change, now_ms, touched).await;
-        }
+        Change::Upload(change) => return uploads::make(c, change, now_ms).await,
         Change::Erase(change) => return erase::make(c, change, now_ms, touched).await,
     }
     Ok(true)
-}
-
-/// A blob that was placed a moment ago; a collection may have moved it since.
-async fn in_place(disk: &Arc<Disk>, blob: &Digest, size: u64) -> Result<(), StoreError> {
-    if take_back(disk, blob, size).await? {
-        return Ok(());
-    }
-    Err(StoreError::refused("keep", blob, std::io::ErrorKind::NotFound, "it has no such file"))
 }
 
 /// Whether the file of `digest` is in its place; brought back from the trash if it has to be.

@@ -15,6 +15,9 @@
 //!
 //! `keep` holds the jobs: they use what is below them and never one another; the admin API and `app` use them.
 
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
+
 pub mod cli;
 
 pub mod app;

@@ -4,6 +4,8 @@
 //! start with one line that names file, line and key, and says what to write (invariant 20). `conf/sealock.toml` is the
 //! reference of every key.
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod layers;
 mod presets;
 
@@ -144,11 +146,22 @@ impl Settings {
         files: &[PathBuf],
         environment: impl IntoIterator<Item = (String, String)>,
     ) -> Result<(Self, Layers), ConfigError> {
+        let read = |file: &PathBuf| match std::fs::read_to_string(file) {
+            Ok(text) => Ok((file.display().to_string(), text)),
+            Err(source) => Err(ConfigError::Unreadable { path: file.clone(), source }),
+        };
+        let texts = files.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+        Self::of_texts(texts, environment)
+    }
+
+    /// `files`: name and text of each.
+    fn of_texts(
+        files: impl IntoIterator<Item = (String, String)>,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<(Self, Layers), ConfigError> {
         let mut layers = Layers::default();
-        for file in files {
-            let text = std::fs::read_to_string(file)
-                .map_err(|source| ConfigError::Unreadable { path: file.clone(), source })?;
-            layers.add_file(&file.display().to_string(), &text)?;
+        for (name, text) in files {
+            layers.add_file(&name, &text)?;
         }
         layers.add_presets()?;
         layers.add_environment(environment)?;

@@ -16,6 +16,8 @@ mod body;
 mod connection;
 mod face;
 mod file;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod incoming;
 mod listen;
 mod pool;

@@ -122,7 +122,7 @@ pub(super) fn resolve(base: &Uri, location: &str) -> Option<Uri> {
     let location = location.split('#').next().unwrap_or_default();
     let (scheme, authority) = (base.scheme_str()?, base.authority()?);
     if has_scheme(location) {
-        return location.parse().ok().filter(|url: &Uri| url.authority().is_some());
+        return location.parse().ok().filter(|url: &Uri| url.scheme().is_some() && url.authority().is_some());
     }
     if location.starts_with("//") {
         return format!("{scheme}:{location}").parse().ok();
@@ -141,16 +141,40 @@ fn has_scheme(location: &str) -> bool {
     scheme.contains(':') && location.starts_with(|c: char| c.is_ascii_alphabetic())
 }
 
-/// The target of `rel="next"` in `Link` headers (RFC 8288).
+/// The target of `rel="next"` in `Link` headers (RFC 8288, 3).
 pub(super) fn next_page<'a>(values: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     values.into_iter().find_map(|value| {
-        let (target, parameters) = value.trim().strip_prefix('<')?.split_once('>')?;
-        let next = parameters.split(';').filter_map(|parameter| parameter.split_once('=')).any(|(key, relation)| {
-            let relation = relation.trim().trim_end_matches(',').trim_matches('"');
-            key.trim().eq_ignore_ascii_case("rel") && relation.eq_ignore_ascii_case("next")
-        });
-        next.then_some(target)
+        let mut rest = value;
+        while let Some((target, after)) = rest.split_once('<').and_then(|(_, link)| link.split_once('>')) {
+            let (parameters, others) = after.split_at(end_of_link(after));
+            if parameters.split(';').filter_map(|parameter| parameter.split_once('=')).any(is_next) {
+                return Some(target);
+            }
+            rest = others;
+        }
+        None
     })
+}
+
+/// Whether it is `rel=next`, or a list of relations with `next` among them.
+fn is_next((key, relations): (&str, &str)) -> bool {
+    let mut relations = relations.trim().trim_matches('"').split_ascii_whitespace();
+    key.trim().eq_ignore_ascii_case("rel") && relations.any(|relation| relation.eq_ignore_ascii_case("next"))
+}
+
+/// Where the parameters of one link end: at a comma that is not quoted.
+fn end_of_link(parameters: &str) -> usize {
+    let (mut quoted, mut escaped) = (false, false);
+    let comma = parameters.char_indices().find(|(_, letter)| {
+        let plain = !std::mem::take(&mut escaped);
+        match letter {
+            '\\' if quoted => escaped = plain,
+            '"' if plain => quoted = !quoted,
+            _ => {}
+        }
+        *letter == ',' && !quoted
+    });
+    comma.map_or(parameters.len(), |(at, _)| at)
 }
 
 #[cfg(test)]
@@ -261,6 +285,7 @@ mod tests {
             assert_eq!(next_page([value]), expected, "{value}");
         }
         assert_eq!(next_page(["<p>; rel=prev", "<n>; rel=next"]), Some("n"));
+        assert_eq!(next_page(["<p>; rel=\"prev\"; title=\"a, <b>\", <n>; rel=\"last next\""]), Some("n"));
     }
 
     proptest! {

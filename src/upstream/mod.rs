@@ -15,6 +15,8 @@ mod challenge;
 mod credentials;
 mod endpoint;
 mod error;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod pages;
 mod send;
 mod settings;

@@ -109,6 +109,7 @@ pub(super) async fn serve<H, F>(
     F: Future<Output = Response<Body>> + Send + 'static,
 {
     let pulse = Pulse::new();
+    let address = peer.address;
     let sniffing = tokio::time::timeout(protocols.patience.header, sniff(&mut socket));
     let (sniffed, bytes) = match stop.run_until_cancelled(sniffing).await {
         Some(Ok(Ok(told))) => told,
@@ -118,13 +119,13 @@ pub(super) async fn serve<H, F>(
     let outcome = match sniffed {
         Sniffed::Http1 => {
             let wire = Wire::new(socket, bytes, false, Arc::clone(&pulse), protocols.patience);
-            let service = service_fn(move |request| answer(&handler, request, peer, &pulse, false));
+            let service = service_fn(move |request| answer(&handler, request, peer.clone(), &pulse, false));
             let connection = protocols.http1.serve_connection(TokioIo::new(wire), service);
             drive(connection, |running| running.graceful_shutdown(), stop).await
         }
         Sniffed::Http2 => {
             let wire = Wire::new(socket, bytes, true, Arc::clone(&pulse), protocols.patience);
-            let service = service_fn(move |request| answer(&handler, request, peer, &pulse, true));
+            let service = service_fn(move |request| answer(&handler, request, peer.clone(), &pulse, true));
             let connection = protocols.http2.serve_connection(TokioIo::new(wire), service);
             drive(connection, |running| running.graceful_shutdown(), stop).await
         }
@@ -132,12 +133,12 @@ pub(super) async fn serve<H, F>(
             let _ = socket.try_read(&mut [0; 16 << 10]);
             let _ = socket.try_write(NOT_HTTP);
             let _ = socket.shutdown().await;
-            debug!(client = %peer.address, "{} does not speak HTTP (TLS, perhaps)", peer.address);
+            debug!(client = %address, "{address} does not speak HTTP (TLS, perhaps)");
             return;
         }
     };
     if let Err(error) = outcome {
-        debug!(client = %peer.address, error = &error as &dyn std::error::Error, "a connection broke");
+        debug!(client = %address, error = &error as &dyn std::error::Error, "a connection broke");
     }
 }
 

@@ -82,7 +82,7 @@ impl Face {
         let begun = tracing::enabled!(Level::DEBUG).then(Instant::now);
         let (head, mut body) = request.into_parts();
         let span = debug_span!("request", %id, client = %peer.address, method = %head.method, path = head.uri.path());
-        let outcome = contained(id, self.answer(&head, &mut body, peer, id)).instrument(span).await;
+        let outcome = contained(id, self.answer(&head, &mut body, &peer, id)).instrument(span).await;
         let mut response = outcome.unwrap_or_else(|problem| problem.respond(id));
         finish(&mut response, &head, id, !body.is_end_stream());
         if let Some(begun) = begun {
@@ -93,7 +93,7 @@ impl Face {
         response
     }
 
-    async fn answer(&self, head: &request::Parts, body: &mut Incoming, peer: Peer, id: RequestId) -> Answer {
+    async fn answer(&self, head: &request::Parts, body: &mut Incoming, peer: &Peer, id: RequestId) -> Answer {
         let Asked { route, namespace } = Asked::parse(head.uri.path(), head.uri.query())?;
         let namespace = namespace.as_deref();
         let (is_head, headers, version) = (head.method == Method::HEAD, &head.headers, head.version);

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use http::{Request, Response};
 use hyper::body::Incoming;
+use rustls::pki_types::CertificateDer;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -33,9 +34,13 @@ pub struct BindError {
 }
 
 /// Who is at the other end.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Peer {
     pub address: SocketAddr,
+    /// Whether the connection is encrypted.
+    pub is_tls: bool,
+    /// The client's own certificate, verified; none where none was asked for, or none was shown.
+    pub certificate: Option<Arc<CertificateDer<'static>>>,
 }
 
 /// Pause after a failed accept: with no file descriptors left, trying again at once would only burn a processor.
@@ -92,10 +97,11 @@ impl Listeners {
                     while let Some((seat, socket, peer)) = door.next(&socket, &stop).await {
                         let (protocols, handler) = (Arc::clone(&protocols), handler.clone());
                         let (stop, cut) = (stop.child_token(), cut.child_token());
+                        let address = peer.address;
                         tasks.spawn(async move {
                             let serving = connection::serve(socket, peer, &protocols, handler, stop);
                             if cut.run_until_cancelled(serving).await.is_none() {
-                                debug!(client = %peer.address, "cut {} at the end of the shutdown time", peer.address);
+                                debug!(client = %address, "cut {address} at the end of the shutdown time");
                             }
                             drop(seat);
                         });
@@ -156,7 +162,7 @@ impl Door {
             };
             match accepted {
                 Ok((stream, address)) => match self.seat(address.ip().to_canonical(), permit) {
-                    Some(seat) => return Some((seat, stream, Peer { address })),
+                    Some(seat) => return Some((seat, stream, Peer { address, is_tls: false, certificate: None })),
                     None => turn_away(&stream, address),
                 },
                 // The client left before we took its connection.

@@ -17,6 +17,7 @@ use crate::push::Push;
 use crate::server::admin::{Admin, AdminError, StatusSource};
 use crate::server::{BindError, Listeners, Server};
 use crate::store::{Store, StoreError};
+use crate::tls::{InvalidTls, ServerTls};
 use crate::upstream::{Upstream, UpstreamSetupError};
 
 /// A sealock, built and bound. Cheap to clone.
@@ -34,6 +35,8 @@ struct Parts {
     server: Server,
     admin: Admin,
     addresses: Vec<SocketAddr>,
+    origins: Vec<String>,
+    tls: Option<Arc<ServerTls>>,
     /// Taken by [`App::run`].
     listeners: Mutex<Option<Listeners>>,
     /// Cancelled when background work shall end: after the last client's reply.
@@ -52,6 +55,8 @@ pub enum StartError {
     #[error(transparent)]
     Routes(#[from] InvalidRoute),
     #[error(transparent)]
+    Tls(#[from] InvalidTls),
+    #[error(transparent)]
     Bind(#[from] BindError),
     #[error(transparent)]
     Admin(#[from] AdminError),
@@ -64,6 +69,7 @@ impl StartError {
             Self::Store(why) => why.hint().map(str::to_owned),
             Self::Gate(why) => why.hint(),
             Self::Upstream(why) => why.hint(),
+            Self::Tls(why) => why.hint(),
             Self::Bind(why) => Some(why.hint()),
             Self::Admin(why) => why.hint(),
             Self::Routes(_) => None,
@@ -99,8 +105,10 @@ impl App {
         let keep = Keep::new(store.clone(), settings.keep.clone(), clock.clone());
         let (face, at) = (settings.server.clone(), clock.clone());
         let server = Server::new(face, pull.clone(), push.clone(), store.clone(), routes.clone(), at);
-        let listeners = Listeners::bind(&settings.server.listen).await?;
-        let addresses = listeners.addresses();
+        let tls = ServerTls::load(&settings.tls, &clock)?;
+        let listeners = Listeners::default().and(&settings.server.listen, tls.as_ref()).await?;
+        let listeners = listeners.and(&settings.server.listen_plain, None).await?;
+        let (addresses, origins) = (listeners.addresses(), listeners.origins());
         let source = StatusSource {
             store: store.clone(),
             gate: gate.clone(),
@@ -109,6 +117,9 @@ impl App {
             routes: routes.clone(),
             upstreams: upstreams.into_values().collect(),
             addresses: addresses.clone(),
+            origins: origins.clone(),
+            tls: tls.clone(),
+            warnings: settings.server.warning(tls.is_some()).into_iter().collect(),
             clock,
         };
         let admin = Admin::bind(data, source).await?;
@@ -128,6 +139,8 @@ impl App {
             server,
             admin,
             addresses,
+            origins,
+            tls,
             listeners,
             end,
         })))
@@ -138,7 +151,10 @@ impl App {
         let parts = &self.0;
         let taken = parts.listeners.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(listeners) = taken else { return };
-        info!("serving on {}", listed(&parts.addresses));
+        info!("serving on {}", parts.origins.join(", "));
+        if let Some(warning) = parts.settings.server.warning(parts.tls.is_some()) {
+            warn!("{warning}");
+        }
         let serving = async {
             let cut = parts.server.run(listeners, stop.clone()).await;
             if cut > 0 {
@@ -149,7 +165,12 @@ impl App {
         };
         let end = || parts.end.clone();
         let (gate, admin) = (parts.gate.run(end()), parts.admin.run(end()));
-        tokio::join!(serving, gate, admin, parts.push.run(end()), parts.keep.run(end()));
+        let certificates = async {
+            if let Some(tls) = parts.tls.clone() {
+                tls.run(end()).await;
+            }
+        };
+        tokio::join!(serving, gate, admin, certificates, parts.push.run(end()), parts.keep.run(end()));
         parts.pull.ended().await;
         parts.push.ended().await;
         if let Err(why) = parts.gate.flush().await {
@@ -162,6 +183,16 @@ impl App {
     /// Where clients reach it: real ports, also where the settings say 0.
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.0.addresses
+    }
+
+    /// The same with their schemes.
+    pub fn origins(&self) -> &[String] {
+        &self.0.origins
+    }
+
+    /// What clients are shown, if they are served by TLS.
+    pub fn tls(&self) -> Option<&ServerTls> {
+        self.0.tls.as_deref()
     }
 
     pub fn settings(&self) -> &Settings {
@@ -187,8 +218,4 @@ impl App {
     pub fn pull(&self) -> &Pull {
         &self.0.pull
     }
-}
-
-fn listed(addresses: &[SocketAddr]) -> String {
-    addresses.iter().map(|address| format!("http://{address}")).collect::<Vec<_>>().join(", ")
 }

@@ -1,5 +1,6 @@
 //! The command line: one file per command, each of them fields -> call -> print.
 
+mod certs;
 mod config;
 mod gate;
 mod gc;
@@ -70,6 +71,9 @@ enum Command {
     /// What a tag named; roll it back, pin it, let it follow upstream again
     #[command(subcommand)]
     Tag(tag::TagCommand),
+    /// Make, renew and look at the server's certificates
+    #[command(subcommand)]
+    Certs(certs::CertsCommand),
     /// Look at the settings
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -163,6 +167,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Gc(command) => command.run(&common),
         Command::Tag(command) => command.run(&common),
         Command::Verify(command) => command.run(&common),
+        Command::Certs(command) => command.run(&common),
         Command::Config(command) => command.run(&common),
         Command::Healthcheck(command) => command.run(&common),
     };

@@ -2,6 +2,7 @@
 
 use std::io::IsTerminal;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
@@ -13,6 +14,7 @@ use crate::app::App;
 use crate::clock::Clock;
 use crate::config::{LogFormat, LogSettings};
 use crate::gate::Mode;
+use crate::tls::ServerTls;
 
 #[derive(Args)]
 pub struct Serve {
@@ -22,6 +24,10 @@ pub struct Serve {
     /// Address for clients, in place of `server.listen` of the settings; may be given more than once
     #[arg(long, value_name = "ADDRESS:PORT")]
     listen: Vec<SocketAddr>,
+    /// Speak TLS with this certificate and the key beside it (server.crt, server.key), in place of `tls.certificate` and
+    /// `tls.key` of the settings
+    #[arg(long, value_name = "FILE")]
+    certificate: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -37,6 +43,9 @@ impl Serve {
         let mut settings = common.settings_to_serve()?;
         if !self.listen.is_empty() {
             settings.server.listen = self.listen;
+        }
+        if self.certificate.is_some() {
+            (settings.tls.certificate, settings.tls.key) = (self.certificate, None);
         }
         start_logging(&settings.log);
         let mode = self.gate.map(|mode| match mode {
@@ -92,9 +101,8 @@ fn start_logging(settings: &LogSettings) {
 
 /// Where it listens, what it routes, how the gate stands, and a line for each client.
 fn banner(app: &App) -> Result<(), Failure> {
-    let address = app.addresses()[0];
-    for address in app.addresses() {
-        print::line(&format!("listening on http://{address}"))?;
+    for origin in app.origins() {
+        print::line(&format!("listening on {origin}"))?;
     }
     let data = &app.settings().server.data;
     print::line(&format!("data in {}", data.canonicalize().as_ref().unwrap_or(data).display()))?;
@@ -103,8 +111,18 @@ fn banner(app: &App) -> Result<(), Failure> {
     let routes = app.routes().describe();
     let rows: Vec<_> = routes.iter().map(|(name, _, to)| vec![format!("  {name}"), format!("-> {to}")]).collect();
     print::table(&["  NAME", "GOES TO"], &rows)?;
-    let shown = reachable(address);
+    let is_tls = app.origins()[0].starts_with("https:");
+    let clients = clients(&routes, &reachable(app, is_tls), is_tls);
+    if !clients.is_empty() {
+        print::line(&format!("\nclients:\n{}\n", clients.join("\n")))?;
+    }
+    Ok(())
+}
+
+/// A line for each client that has something to ask for at `shown`.
+fn clients(routes: &[(String, String, String)], shown: &str, is_tls: bool) -> Vec<String> {
     let has = |name: &str| routes.iter().any(|(pattern, ..)| pattern == name);
+    let plain = |flag: &'static str| if is_tls { "" } else { flag };
     let mut clients = Vec::new();
     if has("security-products/**") {
         clients.push(format!("  GitLab CI   SECURE_ANALYZERS_PREFIX: {shown}/security-products"));
@@ -120,24 +138,31 @@ fn banner(app: &App) -> Result<(), Failure> {
         let image =
             if has("docker.io/**") { "docker.io/library/alpine:3".to_owned() } else { format!("{host}/NAME:TAG") };
         let host = if has("docker.io/**") { "docker.io" } else { host };
+        let origin = format!("{}://{shown}", if is_tls { "https" } else { "http" });
+        let authority = if is_tls { ", ca = \"…/ca.crt\"" } else { "" };
         clients.push(format!("  docker      docker pull {shown}/{image}"));
-        clients.push(format!("  podman      podman pull --tls-verify=false {shown}/{image}"));
+        clients.push(format!("  podman      podman pull {}{shown}/{image}", plain("--tls-verify=false ")));
         clients.push(format!(
-            "  containerd  in certs.d/{host}/hosts.toml: server = \"http://{shown}\", [host.\"http://{shown}\"], \
-             capabilities = [\"pull\", \"resolve\"]"
+            "  containerd  in certs.d/{host}/hosts.toml: server = \"{origin}\", [host.\"{origin}\"], \
+             capabilities = [\"pull\", \"resolve\"]{authority}"
         ));
-        clients.push(format!("  skopeo      skopeo copy --src-tls-verify=false docker://{shown}/{image} dir:alpine"));
+        let copy = plain("--src-tls-verify=false ");
+        clients.push(format!("  skopeo      skopeo copy {copy}docker://{shown}/{image} dir:alpine"));
     }
     if has("trivy-db") {
-        clients.push(format!("  oras        oras pull --plain-http {shown}/trivy-db:2"));
+        clients.push(format!("  oras        oras pull {}{shown}/trivy-db:2", plain("--plain-http ")));
     }
-    if !clients.is_empty() {
-        print::line(&format!("\nclients:\n{}\n", clients.join("\n")))?;
-    }
-    Ok(())
+    clients
 }
 
-/// An address that a client on this machine can use.
-fn reachable(address: SocketAddr) -> String {
-    if address.ip().is_unspecified() { format!("127.0.0.1:{}", address.port()) } else { address.to_string() }
+/// What a client writes: with TLS the name that it checks, otherwise an address for this machine.
+fn reachable(app: &App, is_tls: bool) -> String {
+    let address = app.addresses()[0];
+    if let Some(host) = app.tls().filter(|_| is_tls).and_then(ServerTls::host) {
+        format!("{host}:{}", address.port())
+    } else if address.ip().is_unspecified() {
+        format!("127.0.0.1:{}", address.port())
+    } else {
+        address.to_string()
+    }
 }

@@ -7,6 +7,7 @@ use crate::clock::Clock;
 use crate::server::admin::StatusReport;
 use crate::size::Size;
 use crate::store::Wanted;
+use crate::tls::Role;
 
 #[derive(Args)]
 pub struct Status {
@@ -31,12 +32,11 @@ impl Status {
 }
 
 fn show(report: &StatusReport) -> Result<(), Failure> {
-    let addresses: Vec<_> = report.addresses.iter().map(|address| format!("http://{address}")).collect();
     let totals = &report.totals;
     print::line(&format!(
         "sealock {} on {}, started {}",
         report.version,
-        addresses.join(", "),
+        report.origins.join(", "),
         print::relative(report.now, report.started_at)
     ))?;
     print::line(&format!("the gate is {}", gate::describe(&report.gate, report.now)))?;
@@ -57,6 +57,12 @@ fn show(report: &StatusReport) -> Result<(), Failure> {
     }
     if report.wanted > 0 {
         print::line(&format!("wanted: {} (list them with `sealock status --wanted`)", report.wanted))?;
+    }
+    for one in report.certificates.iter().filter(|one| one.role == Role::Server) {
+        print::line(&format!("certificate: {}, for {} days", one.file.display(), one.days_left))?;
+    }
+    for warning in &report.warnings {
+        print::line(&format!("warning: {warning}"))?;
     }
     print::line("\nupstreams:")?;
     let rows = report.upstreams.iter().map(|upstream| {

@@ -18,6 +18,7 @@ use serde::Deserialize;
 
 use self::layers::Layers;
 pub use self::presets::Preset;
+use crate::clock::Clock;
 use crate::gate::{AuditSettings, GateSettings};
 use crate::keep::KeepSettings;
 use crate::names::{Host, OfflineMiss, Policy, Route, Routes};
@@ -25,6 +26,7 @@ use crate::oci::Platform;
 use crate::push::PushSettings;
 use crate::server::ServerSettings;
 use crate::size::Span;
+use crate::tls::{ServerTls, TlsSettings};
 use crate::upstream::UpstreamSettings;
 
 /// Where settings are looked for when no `-c` is given.
@@ -37,6 +39,7 @@ pub struct Settings {
     /// Built-in upstreams and routes to begin with.
     pub presets: Vec<Preset>,
     pub server: ServerSettings,
+    pub tls: TlsSettings,
     pub gate: GateSettings,
     pub audit: AuditSettings,
     pub log: LogSettings,
@@ -127,8 +130,8 @@ impl Settings {
         Self::load_with_layers(files, environment).map(|(settings, _)| settings)
     }
 
-    /// As [`Settings::load`], for who is going to serve: also reads the credentials and authorities of the upstreams,
-    /// which may be for the server's eyes only.
+    /// As [`Settings::load`], for who is going to serve: also reads the credentials and authorities of the upstreams, and
+    /// the server's certificates and keys, which may be for the server's eyes only.
     pub fn load_to_serve(
         files: &[PathBuf],
         environment: impl IntoIterator<Item = (String, String)>,
@@ -138,6 +141,10 @@ impl Settings {
             if let Err((key, message)) = upstream.check_files(name) {
                 return Err(layers.wrong(&["upstream", name, key], message));
             }
+        }
+        if let Err(why) = ServerTls::load(&settings.tls, &Clock::system()) {
+            let key: Vec<&str> = ["tls"].into_iter().chain(why.key()).collect();
+            return Err(layers.wrong(&key, why.in_one_line()));
         }
         Ok(settings)
     }
@@ -203,6 +210,9 @@ impl Settings {
         }
         if let Err(wrong) = self.server.check() {
             return Err(layers.wrong(&["server", wrong.key], format!("it is {}; {}", wrong.value, wrong.advice)));
+        }
+        if let Err((key, message)) = self.tls.check() {
+            return Err(layers.wrong(&["tls", key], message));
         }
         let sections = [("gate", self.gate.check()), ("audit", self.audit.check()), ("keep", self.keep.check())];
         for (section, checked) in sections {

@@ -1,4 +1,4 @@
-//! One connection: which protocol it speaks, and its requests until it ends.
+//! One connection: which protocol it speaks, within TLS or without, and its requests until it ends.
 
 use std::convert::Infallible;
 use std::io;
@@ -13,9 +13,13 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rustls::pki_types::CertificateDer;
 use socket2::SockRef;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
@@ -25,6 +29,7 @@ use super::pool::PIECE_LARGE;
 use super::pulse::Pulse;
 use super::settings::ServerSettings;
 use super::wire::{Patience, Wire};
+use crate::tls::ServerTls;
 
 /// hyper, set up once for all connections.
 pub(super) struct Protocols {
@@ -38,6 +43,7 @@ pub(super) struct Protocols {
 enum Sniffed {
     Http1,
     Http2,
+    Tls,
     Undecided,
     Rubbish,
 }
@@ -46,6 +52,8 @@ enum Sniffed {
 const PIECE_HTTP2: usize = 64 << 10;
 /// How a client with prior knowledge of HTTP/2 begins (RFC 9113 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// How a TLS client begins: the type of its first record (RFC 8446 5.1).
+const TLS_HANDSHAKE: u8 = 0x16;
 const HTTP2_PING_AFTER: Duration = Duration::from_secs(20);
 const HTTP2_PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// Streams that a client opened and reset before we took them (CVE-2023-44487), and those that we had to reset.
@@ -65,6 +73,11 @@ const UNSENT_MAX: u32 = 256 << 10;
 /// without TLS where that is allowed.
 const NOT_HTTP: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: 56\r\n\
     Connection: close\r\n\r\nThis port speaks plain HTTP/1.1 or HTTP/2, nothing else\n";
+
+/// In Go's words, which people search for.
+const NOT_TLS: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nContent-Length: 118\r\n\
+    Connection: close\r\n\r\n\
+    {\"errors\":[{\"code\":\"UNSUPPORTED\",\"message\":\"Client sent an HTTP request to an HTTPS server; write https://\"}]}\n";
 
 impl Protocols {
     pub(super) fn new(settings: &ServerSettings) -> Self {
@@ -97,10 +110,11 @@ impl Protocols {
     }
 }
 
-/// Serves one connection until it ends, or until its running requests end after `stop`.
+/// Serves one connection until it ends, or until its running requests end after `stop`. With `tls`, it speaks that.
 pub(super) async fn serve<H, F>(
     mut socket: TcpStream,
     peer: Peer,
+    tls: Option<&ServerTls>,
     protocols: &Protocols,
     handler: H,
     stop: CancellationToken,
@@ -109,37 +123,91 @@ pub(super) async fn serve<H, F>(
     F: Future<Output = Response<Body>> + Send + 'static,
 {
     let pulse = Pulse::new();
-    let address = peer.address;
-    let sniffing = tokio::time::timeout(protocols.patience.header, sniff(&mut socket));
+    let until = pulse.born() + protocols.patience.header;
+    let sniffing = tokio::time::timeout_at(until, sniff(&mut socket));
     let (sniffed, bytes) = match stop.run_until_cancelled(sniffing).await {
         Some(Ok(Ok(told))) => told,
         // Stopped, too slow, or gone before a word.
         _ => return,
     };
-    let outcome = match sniffed {
-        Sniffed::Http1 => {
-            let wire = Wire::new(socket, bytes, false, Arc::clone(&pulse), protocols.patience);
-            let service = service_fn(move |request| answer(&handler, request, peer.clone(), &pulse, false));
-            let connection = protocols.http1.serve_connection(TokioIo::new(wire), service);
-            drive(connection, |running| running.graceful_shutdown(), stop).await
+    let is_h2 = sniffed == Sniffed::Http2;
+    let wire = |socket| Wire::new(socket, bytes, is_h2, Arc::clone(&pulse), protocols.patience);
+    match (sniffed, tls) {
+        (Sniffed::Http1 | Sniffed::Http2, None) => {
+            converse(wire(socket), is_h2, peer, pulse, protocols, handler, stop).await;
         }
-        Sniffed::Http2 => {
-            let wire = Wire::new(socket, bytes, true, Arc::clone(&pulse), protocols.patience);
-            let service = service_fn(move |request| answer(&handler, request, peer.clone(), &pulse, true));
-            let connection = protocols.http2.serve_connection(TokioIo::new(wire), service);
-            drive(connection, |running| running.graceful_shutdown(), stop).await
+        (Sniffed::Tls, Some(tls)) => {
+            // On the heap: a handshake's state is large, and it is soon over.
+            let shaking = Box::pin(shake_hands(wire(socket), tls, until));
+            match stop.run_until_cancelled(shaking).await {
+                Some(Ok((stream, is_h2, certificate))) => {
+                    let peer = Peer { is_tls: true, certificate, ..peer };
+                    converse(stream, is_h2, peer, pulse, protocols, handler, stop).await;
+                }
+                Some(Err(why)) => debug!(client = %peer.address, error = %why, "no TLS with {}: {why}", peer.address),
+                None => {}
+            }
         }
-        Sniffed::Rubbish | Sniffed::Undecided => {
-            let _ = socket.try_read(&mut [0; 16 << 10]);
-            let _ = socket.try_write(NOT_HTTP);
-            let _ = socket.shutdown().await;
-            debug!(client = %address, "{address} does not speak HTTP (TLS, perhaps)");
-            return;
+        (Sniffed::Http1 | Sniffed::Http2, Some(_)) => {
+            debug!(client = %peer.address, "{} speaks plain HTTP to a TLS port", peer.address);
+            refuse(socket, NOT_TLS).await;
         }
+        (Sniffed::Tls | Sniffed::Rubbish | Sniffed::Undecided, _) => {
+            debug!(client = %peer.address, "{} does not speak what this port does", peer.address);
+            refuse(socket, NOT_HTTP).await;
+        }
+    }
+}
+
+/// Until `until`. Gives the stream, whether it speaks HTTP/2, and the client's certificate.
+async fn shake_hands(
+    wire: Wire,
+    tls: &ServerTls,
+    until: Instant,
+) -> io::Result<(TlsStream<Wire>, bool, Option<Arc<CertificateDer<'static>>>)> {
+    let accepting = TlsAcceptor::from(tls.config()).accept(wire);
+    let mut stream = tokio::time::timeout_at(until, accepting).await??;
+    let (wire, session) = stream.get_mut();
+    let is_h2 = session.alpn_protocol() == Some(b"h2");
+    let certificate = session.peer_certificates().and_then(|chain| chain.first());
+    let certificate = certificate.map(|certificate| Arc::new(certificate.clone().into_owned()));
+    wire.encrypted(is_h2);
+    Ok((stream, is_h2, certificate))
+}
+
+/// Requests and responses, until there are no more.
+async fn converse<S, H, F>(
+    stream: S,
+    is_h2: bool,
+    peer: Peer,
+    pulse: Arc<Pulse>,
+    protocols: &Protocols,
+    handler: H,
+    stop: CancellationToken,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    H: Fn(Request<Incoming>, Peer) -> F + Send + Sync + 'static,
+    F: Future<Output = Response<Body>> + Send + 'static,
+{
+    let address = peer.address;
+    let service = service_fn(move |request| answer(&handler, request, peer.clone(), &pulse, is_h2));
+    let outcome = if is_h2 {
+        let connection = protocols.http2.serve_connection(TokioIo::new(stream), service);
+        drive(connection, |running| running.graceful_shutdown(), stop).await
+    } else {
+        let connection = protocols.http1.serve_connection(TokioIo::new(stream), service);
+        drive(connection, |running| running.graceful_shutdown(), stop).await
     };
     if let Err(error) = outcome {
         debug!(client = %address, error = &error as &dyn std::error::Error, "a connection broke");
     }
+}
+
+/// Says why, if the socket takes it at once, and closes.
+async fn refuse(mut socket: TcpStream, answer: &[u8]) {
+    let _ = socket.try_read(&mut [0; 16 << 10]);
+    let _ = socket.try_write(answer);
+    let _ = socket.shutdown().await;
 }
 
 /// Runs `connection`; once `stop` is set, `wind_down` it and let it end.
@@ -215,6 +283,7 @@ fn tell(bytes: &[u8]) -> Sniffed {
         [b'P', b'R', b'I', ..] => Sniffed::Http2,
         _ if PREFACE.starts_with(bytes) => Sniffed::Undecided,
         [b'A'..=b'Z' | b'\r' | b'\n', ..] => Sniffed::Http1,
+        [TLS_HANDSHAKE, ..] => Sniffed::Tls,
         _ => Sniffed::Rubbish,
     }
 }
@@ -234,7 +303,7 @@ mod tests {
             (b"PROPFIND", Sniffed::Http1),
             (b"PUT /", Sniffed::Http1),
             (PREFACE, Sniffed::Http2),
-            (b"\x16\x03\x01\x02\x00\x01", Sniffed::Rubbish),
+            (b"\x16\x03\x01\x02\x00\x01", Sniffed::Tls),
             (b"\0\0\0", Sniffed::Rubbish),
         ];
         for (bytes, told) in cases {
@@ -243,9 +312,10 @@ mod tests {
     }
 
     #[test]
-    fn the_canned_answer_states_its_length() {
-        let text = std::str::from_utf8(NOT_HTTP).unwrap();
-        let (head, body) = text.split_once("\r\n\r\n").unwrap();
-        assert!(head.contains(&format!("Content-Length: {}\r\n", body.len())), "{}", body.len());
+    fn the_canned_answers_state_their_length() {
+        for answer in [NOT_HTTP, NOT_TLS] {
+            let (head, body) = std::str::from_utf8(answer).unwrap().split_once("\r\n\r\n").unwrap();
+            assert!(head.contains(&format!("Content-Length: {}\r\n", body.len())), "{}", body.len());
+        }
     }
 }

@@ -18,10 +18,18 @@ use tracing::{debug, warn};
 use super::body::Body;
 use super::connection::{self, Protocols};
 use super::settings::ServerSettings;
+use crate::tls::ServerTls;
 
 /// Bound sockets: clients may connect already, and are answered once [`Listeners::serve`] runs.
+#[derive(Default)]
 pub struct Listeners {
-    sockets: Vec<TcpListener>,
+    ports: Vec<Port>,
+}
+
+/// One of them.
+struct Port {
+    socket: TcpListener,
+    tls: Option<Arc<ServerTls>>,
 }
 
 /// An address that cannot be listened on.
@@ -63,18 +71,32 @@ impl BindError {
 }
 
 impl Listeners {
-    /// Binds every address; port 0 takes any free one.
+    /// Binds every address, for plain HTTP; port 0 takes any free one.
     pub async fn bind(addresses: &[SocketAddr]) -> Result<Self, BindError> {
-        let mut sockets = Vec::with_capacity(addresses.len());
+        Self::default().and(addresses, None).await
+    }
+
+    /// Binds further addresses, for TLS if it is given.
+    pub async fn and(mut self, addresses: &[SocketAddr], tls: Option<&Arc<ServerTls>>) -> Result<Self, BindError> {
         for &address in addresses {
-            sockets.push(TcpListener::bind(address).await.map_err(|source| BindError { address, source })?);
+            let socket = TcpListener::bind(address).await.map_err(|source| BindError { address, source })?;
+            self.ports.push(Port { socket, tls: tls.cloned() });
         }
-        Ok(Self { sockets })
+        Ok(self)
     }
 
     /// Where they really listen, in the order in which they were asked for.
     pub fn addresses(&self) -> Vec<SocketAddr> {
-        self.sockets.iter().filter_map(|socket| socket.local_addr().ok()).collect()
+        self.ports.iter().filter_map(|port| port.socket.local_addr().ok()).collect()
+    }
+
+    /// The same with their schemes: `https://127.0.0.1:5000`.
+    pub fn origins(&self) -> Vec<String> {
+        let origin = |port: &Port| {
+            let scheme = if port.tls.is_some() { "https" } else { "http" };
+            Some(format!("{scheme}://{}", port.socket.local_addr().ok()?))
+        };
+        self.ports.iter().filter_map(origin).collect()
     }
 
     /// Answers every request with `handler` until `stop`. Then nothing new is let in, running responses may end within
@@ -88,18 +110,18 @@ impl Listeners {
         let protocols = Arc::new(Protocols::new(settings));
         let (tasks, cut) = (TaskTracker::new(), CancellationToken::new());
         let accepting: Vec<_> = self
-            .sockets
+            .ports
             .into_iter()
-            .map(|socket| {
+            .map(|Port { socket, tls }| {
                 let (door, protocols, handler) = (Arc::clone(&door), Arc::clone(&protocols), handler.clone());
                 let (tasks, stop, cut) = (tasks.clone(), stop.clone(), cut.clone());
                 tokio::spawn(async move {
                     while let Some((seat, socket, peer)) = door.next(&socket, &stop).await {
-                        let (protocols, handler) = (Arc::clone(&protocols), handler.clone());
+                        let (protocols, handler, tls) = (Arc::clone(&protocols), handler.clone(), tls.clone());
                         let (stop, cut) = (stop.child_token(), cut.child_token());
                         let address = peer.address;
                         tasks.spawn(async move {
-                            let serving = connection::serve(socket, peer, &protocols, handler, stop);
+                            let serving = connection::serve(socket, peer, tls.as_deref(), &protocols, handler, stop);
                             if cut.run_until_cancelled(serving).await.is_none() {
                                 debug!(client = %address, "cut {address} at the end of the shutdown time");
                             }

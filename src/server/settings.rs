@@ -12,8 +12,11 @@ use crate::size::{Size, Span};
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ServerSettings {
-    /// Addresses for clients: `address:port`. `[::]:5000` serves IPv4 as well; port 0 takes any free one.
+    /// Addresses for clients: `address:port`. `[::]:5000` serves IPv4 as well; port 0 takes any free one. They speak TLS
+    /// if `[tls]` has a certificate.
     pub listen: Vec<SocketAddr>,
+    /// Addresses that speak plain HTTP in any case.
+    pub listen_plain: Vec<SocketAddr>,
     /// The data folder: blobs, catalog, gate state, audit file, admin socket.
     pub data: PathBuf,
     /// Connections at one time; more wait in the kernel's queue until one ends.
@@ -49,6 +52,7 @@ impl Default for ServerSettings {
         let seconds = |count| Span(Duration::from_secs(count));
         Self {
             listen: vec![SocketAddr::from(([127, 0, 0, 1], 5000))],
+            listen_plain: Vec::new(),
             data: PathBuf::from("data"),
             connections_max: 4096,
             connections_per_address_max: 1024,
@@ -63,10 +67,19 @@ impl Default for ServerSettings {
 }
 
 impl ServerSettings {
+    /// What an operator should know who lets others than this machine in without TLS, unless `listen_plain` says so.
+    pub fn warning(&self, is_tls: bool) -> Option<String> {
+        let open = self.listen.iter().find(|address| !is_tls && !address.ip().is_loopback())?;
+        Some(format!(
+            "clients reach {open} without encryption: anyone on the way can read and change what they are sent; make \
+             certificates with `sealock certs init`, or write the address into `listen_plain` if that is meant"
+        ))
+    }
+
     /// Refuses values that would stop the server from working at all.
     pub fn check(&self) -> Result<(), InvalidServerSetting> {
         let wrong = |key, value: String, advice| Err(InvalidServerSetting { key, value, advice });
-        if self.listen.is_empty() {
+        if self.listen.is_empty() && self.listen_plain.is_empty() {
             return wrong("listen", "empty".to_owned(), "name an address, such as \"127.0.0.1:5000\"");
         }
         if self.connections_max == 0 {
@@ -114,6 +127,16 @@ mod tests {
         assert_eq!(tiny.check().unwrap_err().key, "header_size_max");
         let deaf = ServerSettings { listen: vec![], ..ServerSettings::default() };
         assert!(deaf.check().unwrap_err().to_string().contains("name an address"));
+    }
+
+    #[test]
+    fn plain_http_for_others_is_warned_of_unless_it_is_meant() {
+        let at = |text: &str| vec![text.parse().unwrap()];
+        let open = ServerSettings { listen: at("0.0.0.0:5000"), ..ServerSettings::default() };
+        assert!(open.warning(false).is_some() && open.warning(true).is_none());
+        let meant = ServerSettings { listen: vec![], listen_plain: at("0.0.0.0:5000"), ..ServerSettings::default() };
+        assert!(meant.warning(false).is_none() && meant.check().is_ok());
+        assert!(ServerSettings::default().warning(false).is_none());
     }
 
     #[test]

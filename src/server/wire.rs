@@ -1,4 +1,5 @@
-//! The socket under a connection, which ends it when the client lets nothing move.
+//! The socket under a connection, which ends it when the client lets nothing move. TLS, where it is spoken, lies above:
+//! what counts is what the socket itself takes and gives.
 //!
 //! hyper's own header timeout also runs while a kept-alive connection idles, and it has none for a response that is not
 //! taken; so all three clocks are kept here, in the one place that sees every byte. One timer per connection, moved
@@ -64,6 +65,13 @@ impl Wire {
         let head = (!is_h2).then(|| (pulse.born(), 0));
         let (write_blocked, timer, drain) = (None, None, Drain::NotBegun);
         Self { socket, sniffed, pulse, patience, is_h2, head, write_blocked, timer, drain }
+    }
+
+    /// The TLS handshake is done: the first request may begin.
+    pub(super) fn encrypted(&mut self, is_h2: bool) {
+        self.is_h2 = is_h2;
+        self.head = (!is_h2).then(|| (Instant::now(), 0));
+        self.pulse.touch();
     }
 
     /// When to give up while there is nothing to read; `None`: the next move is ours.

@@ -7,10 +7,10 @@ use std::process::{Child, Command, Output, Stdio};
 use serde_json::Value;
 
 /// `sealock serve`, running; killed when dropped.
-struct Serving {
+pub struct Serving {
     child: Child,
     address: String,
-    banner: Vec<String>,
+    pub banner: Vec<String>,
 }
 
 fn sealock(folder: &Path) -> Command {
@@ -19,28 +19,28 @@ fn sealock(folder: &Path) -> Command {
     command
 }
 
-fn run(folder: &Path, arguments: &[&str]) -> Output {
+pub fn run(folder: &Path, arguments: &[&str]) -> Output {
     sealock(folder).args(arguments).output().unwrap()
 }
 
 /// Runs a command that must succeed; its standard output.
-fn done(folder: &Path, arguments: &[&str]) -> String {
+pub fn done(folder: &Path, arguments: &[&str]) -> String {
     let output = run(folder, arguments);
     assert!(output.status.success(), "{arguments:?}: {output:?}");
     String::from_utf8(output.stdout).unwrap()
 }
 
-fn json(folder: &Path, arguments: &[&str]) -> Value {
+pub fn json(folder: &Path, arguments: &[&str]) -> Value {
     serde_json::from_str(&done(folder, arguments)).unwrap()
 }
 
-fn serve(folder: &Path, arguments: &[&str]) -> Serving {
+pub fn serve(folder: &Path, arguments: &[&str]) -> Serving {
     let mut command = sealock(folder);
     command.args(["serve", "--listen", "127.0.0.1:0"]).args(arguments).stdout(Stdio::piped()).stderr(Stdio::null());
     let mut child = command.spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
     let mut banner: Vec<String> = lines.by_ref().take_while(|line| line != "clients:").collect();
-    let address = banner[0].strip_prefix("listening on http://").unwrap().to_owned();
+    let address = banner[0].split_once("://").unwrap().1.to_owned();
     banner.extend(lines.take_while(|line| !line.is_empty()));
     Serving { child, address, banner }
 }

@@ -8,6 +8,7 @@ use sealock::gate::{AuditSettings, GateSettings, WindowSettings};
 use sealock::keep::KeepSettings;
 use sealock::push::PushSettings;
 use sealock::server::ServerSettings;
+use sealock::tls::{PairSettings, TlsSettings};
 use sealock::upstream::UpstreamSettings;
 use serde::Deserialize;
 use serde::de::{self, Visitor};
@@ -61,6 +62,7 @@ fn the_reference_has_every_key_and_its_default() {
     let reference = fs::read_to_string("conf/sealock.toml").unwrap();
     let sections = [
         ("[server]", keys::<ServerSettings>()),
+        ("[tls]", keys::<TlsSettings>()),
         ("[gate]", keys::<GateSettings>()),
         ("[audit]", keys::<AuditSettings>()),
         ("[log]", keys::<LogSettings>()),
@@ -86,9 +88,14 @@ fn the_reference_has_every_key_and_its_default() {
         assert!(section(&reference, "[gate]").contains(&format!("{key} = ")), "no window key `{key}`");
     }
 
+    for key in keys::<PairSettings>() {
+        assert!(section(&reference, "[tls]").contains(&format!("{key} = ")), "no key `{key}` in `also`");
+    }
+
     let settings = Settings::load(&[PathBuf::from("conf/sealock.toml")], []).unwrap();
     let default = Settings::default();
     assert_eq!(format!("{:?}", settings.server), format!("{:?}", default.server));
+    assert_eq!(format!("{:?}", settings.tls), format!("{:?}", default.tls));
     assert_eq!(format!("{:?}", settings.gate), format!("{:?}", default.gate));
     assert_eq!(format!("{:?}", settings.audit), format!("{:?}", default.audit));
     assert_eq!(format!("{:?}", settings.log), format!("{:?}", default.log));
@@ -126,6 +133,11 @@ fn a_wrong_setting_is_one_line_with_file_line_and_key() {
             "[gate]\nwindows = [{ when = \"often\", for = \"2h\" }]",
             "site.toml:2: gate.windows.0.when: `often` is not a cron expression",
         ),
+        ("[tls]\nkey = \"a.key\"", "site.toml:2: tls.key: has no `certificate` beside it"),
+        (
+            "[tls]\ncertificate = \"a\"\nclient_auth = \"maybe\"",
+            "site.toml:3: tls.client_auth: unknown variant `maybe`",
+        ),
         ("[gate]\nmode = \"ajar\"", "site.toml:2: gate.mode"),
         ("[keep]\nhistory = 0", "site.toml:2: keep.history: write a number from 1 to 32"),
         ("[keep]\ncollect_every = \"5s\"", "site.toml:2: keep.collect_every: write `1m` or more"),
@@ -151,7 +163,18 @@ fn every_section_refuses_keys_that_it_does_not_know() {
     // Invariant 20
     let upstream = "[upstream.x]\nhost = \"x.io\"";
     let route = "[route.x]\nupstream = \"hub\"";
-    for section in ["[server]", "[gate]", "[audit]", "[log]", "[pull]", "[push]", upstream, route] {
+    for section in [
+        "[server]",
+        "[tls]",
+        "[[tls.also]]\ncertificate = \"a\"",
+        "[gate]",
+        "[audit]",
+        "[log]",
+        "[pull]",
+        "[push]",
+        upstream,
+        route,
+    ] {
         let why = load(&format!("{section}\nnonsense = 1")).map(|_| ()).expect_err(section);
         assert!(why.contains("unknown field `nonsense`"), "{section}: {why}");
     }

@@ -126,6 +126,9 @@ impl Site {
             routes,
             upstreams: vec![far],
             addresses: vec![address],
+            origins: listeners.origins(),
+            tls: None,
+            warnings: Vec::new(),
             clock: clock.clone(),
         };
         let admin = Admin::bind(data.path(), source).await.unwrap();

@@ -5,6 +5,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod certs;
 mod cli;
 mod conf;
 mod gate;
@@ -16,5 +17,6 @@ mod push;
 mod spec;
 mod store;
 mod tidy;
+mod tls;
 mod upstream;
 mod words;

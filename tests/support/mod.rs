@@ -2,3 +2,4 @@
 
 pub mod far;
 pub mod site;
+pub mod tls;

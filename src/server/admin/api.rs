@@ -132,11 +132,16 @@ impl Office {
         let routes = source.routes.describe().into_iter();
         let mut upstreams: Vec<_> = source.upstreams.iter().map(|upstream| upstream.health()).collect();
         upstreams.sort_by(|a, b| a.name.cmp(&b.name));
+        let tls = source.tls.as_ref().map(|tls| tls.report());
+        let (certificates, warnings) = tls.map_or_else(Default::default, |tls| (tls.certificates, tls.warnings));
         Ok(StatusReport {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started_at: self.started_at,
             now: source.clock.now(),
             addresses: source.addresses.clone(),
+            origins: source.origins.clone(),
+            certificates,
+            warnings: source.warnings.iter().cloned().chain(warnings).collect(),
             gate: source.gate.status(),
             totals: source.store.totals().await?,
             under_way: source.pull.under_way(),

@@ -49,6 +49,7 @@ use crate::keep::Keep;
 use crate::names::Routes;
 use crate::pull::Pull;
 use crate::store::Store;
+use crate::tls::ServerTls;
 use crate::upstream::Upstream;
 
 /// The admin socket of a running server, bound.
@@ -68,6 +69,11 @@ pub struct StatusSource {
     pub upstreams: Vec<Arc<Upstream>>,
     /// Where clients reach the registry.
     pub addresses: Vec<SocketAddr>,
+    /// The same with their schemes.
+    pub origins: Vec<String>,
+    pub tls: Option<Arc<ServerTls>>,
+    /// What an operator should do something about since the start, a sentence each.
+    pub warnings: Vec<String>,
     pub clock: Clock,
 }
 

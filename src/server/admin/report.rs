@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::gate::GateStatus;
 use crate::oci::Digest;
 use crate::store::{TagMove, Totals};
+use crate::tls::Shown;
 use crate::upstream::UpstreamHealth;
 
 /// `POST /gate/open`.
@@ -91,6 +92,15 @@ pub struct StatusReport {
     pub now: Timestamp,
     /// Where clients reach the registry.
     pub addresses: Vec<SocketAddr>,
+    /// The same with their schemes.
+    #[serde(default)]
+    pub origins: Vec<String>,
+    /// What clients are shown, and what judges theirs.
+    #[serde(default)]
+    pub certificates: Vec<Shown>,
+    /// What an operator should do something about, a sentence each.
+    #[serde(default)]
+    pub warnings: Vec<String>,
     pub gate: GateStatus,
     pub totals: Totals,
     /// Fills, fetches and prefetches under way or waiting.

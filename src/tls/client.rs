@@ -1,4 +1,4 @@
-//! PEM files -> rustls settings: how an upstream's certificate is judged.
+//! How an upstream's certificate is judged: PEM files -> the client's rustls settings.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};

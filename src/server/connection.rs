@@ -75,7 +75,7 @@ const NOT_HTTP: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r
     Connection: close\r\n\r\nThis port speaks plain HTTP/1.1 or HTTP/2, nothing else\n";
 
 /// In Go's words, which people search for.
-const NOT_TLS: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nContent-Length: 118\r\n\
+const NOT_TLS: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nContent-Length: 111\r\n\
     Connection: close\r\n\r\n\
     {\"errors\":[{\"code\":\"UNSUPPORTED\",\"message\":\"Client sent an HTTP request to an HTTPS server; write https://\"}]}\n";
 

@@ -1,4 +1,4 @@
-//! Lists: the tags of a repository, and what refers to a manifest.
+//! The list of a repository's tags.
 //!
 //! While the gate is open upstream's list counts, joined with what is kept; else what is kept.
 
@@ -8,10 +8,9 @@ use std::sync::Arc;
 use jiff::{SignedDuration, Timestamp};
 use quick_cache::sync::Cache;
 
-use super::{Ask, FetchError, Miss, Pull, because, stored};
-use crate::names::{Repository, Source};
-use crate::oci::{Content, Descriptor, Digest, Reference, Tag};
-use crate::store::StoreError;
+use super::{Ask, FetchError, Miss, Pull, stored};
+use crate::names::Repository;
+use crate::oci::Tag;
 use crate::upstream::Patience;
 
 /// Repositories whose upstream tag list is remembered.
@@ -25,13 +24,6 @@ pub struct TagPage {
     pub tags: Vec<Tag>,
     /// Whether tags follow the last of them.
     pub more: bool,
-    /// What the `Warning` says, if upstream could not be asked.
-    pub stale: Option<String>,
-}
-
-/// What refers to a manifest.
-pub struct Referrers {
-    pub descriptors: Vec<Descriptor>,
     /// What the `Warning` says, if upstream could not be asked.
     pub stale: Option<String>,
 }
@@ -78,37 +70,6 @@ impl Pull {
         Ok(TagPage { tags: tags.into_iter().take(limit).collect(), more, stale })
     }
 
-    /// What refers to `subject`, of the given artifact type if one is asked for.
-    pub async fn referrers(&self, ask: &Ask, subject: &Digest, artifact_type: Option<&str>) -> Result<Referrers, Miss> {
-        let what = || format!("the list of what refers to {}@{subject}", ask.target.asked);
-        let repository = &ask.target.repository;
-        let kept = self.kept_referrers(repository, subject).await;
-        let mut descriptors = kept.map_err(|why| stored(what(), why))?;
-        let mut stale = None;
-        if let Some(source) = &ask.target.source {
-            let upstreams = match self.0.gate.refusal(&source.upstream) {
-                Some(refusal) => Err(because(&refusal)),
-                None => {
-                    let patience = patience(!descriptors.is_empty());
-                    let listed = self.upstream_referrers(source, repository, subject, patience).await;
-                    listed.map_err(|why| why.to_string())
-                }
-            };
-            match upstreams {
-                Ok(listed) => {
-                    let known: BTreeSet<Digest> = descriptors.iter().map(|kept| kept.digest).collect();
-                    descriptors.extend(listed.into_iter().filter(|listed| !known.contains(&listed.digest)));
-                }
-                Err(why) => stale = Some(format!("only what is kept is listed: {why}")),
-            }
-        }
-        // A registry that has this endpoint never answers 404 on it, not even where nothing is kept.
-        if let Some(artifact_type) = artifact_type {
-            descriptors.retain(|descriptor| descriptor.artifact_type.as_deref() == Some(artifact_type));
-        }
-        Ok(Referrers { descriptors, stale })
-    }
-
     /// Upstream's tags, remembered while they are fresh. `None`: a local name.
     async fn upstream_tags(&self, ask: &Ask, some_kept: bool) -> Result<Option<Arc<Vec<Tag>>>, FetchError> {
         let (Some(source), repository) = (&ask.target.source, &ask.target.repository) else { return Ok(None) };
@@ -132,41 +93,6 @@ impl Pull {
         Ok(Some(tags))
     }
 
-    pub(super) async fn upstream_referrers(
-        &self,
-        source: &Source,
-        repository: &Repository,
-        subject: &Digest,
-        patience: Patience,
-    ) -> Result<Vec<Descriptor>, FetchError> {
-        Ok(self.upstream(source)?.referrers_with(&repository.name, subject, patience).await?)
-    }
-
-    /// Kept manifests with this subject, and those that a kept fallback tag lists.
-    async fn kept_referrers(&self, repository: &Repository, subject: &Digest) -> Result<Vec<Descriptor>, StoreError> {
-        let store = &self.0.store;
-        let mut descriptors = store.referrers(repository, subject, None).await?;
-        let Ok(fallback) = subject.fallback_tag().parse::<Tag>() else { return Ok(descriptors) };
-        let Some(record) = store.tag(repository, &fallback).await? else { return Ok(descriptors) };
-        let Some(index) = store.manifest(repository, &record.digest).await? else { return Ok(descriptors) };
-        if let Content::Index { manifests } = &index.manifest.content {
-            for listed in manifests {
-                let new = descriptors.iter().all(|known| known.digest != listed.digest);
-                if !new {
-                    continue;
-                }
-                let Some(kept) = store.manifest(repository, &listed.digest).await? else { continue };
-                // What does not say that it refers to the subject does not, whoever lists it; unless we cannot read it.
-                let refers = kept.manifest.subject.as_ref().is_some_and(|named| named.digest == *subject);
-                if refers || matches!(kept.manifest.content, Content::Opaque) {
-                    // Its own words: whoever wrote the list may have left some out.
-                    descriptors.push(kept.manifest.descriptor());
-                }
-            }
-        }
-        Ok(descriptors)
-    }
-
     async fn local_repository(&self, ask: &Ask, what: &impl Fn() -> String) -> Result<(), Miss> {
         let known = self.0.store.has_repository(&ask.target.repository).await;
         match known.map_err(|why| stored(what(), why))? {
@@ -174,16 +100,9 @@ impl Pull {
             false => Err(Miss::UnknownName { name: ask.target.asked.to_string() }),
         }
     }
-
-    /// The references under which cosign keeps what it signs: `sha256-<hex>.sig`, `.att`, `.sbom`.
-    pub(super) fn cosign_tags(subject: &Digest) -> impl Iterator<Item = Reference> {
-        let stem = format!("{}-{}", subject.algorithm(), subject.hex());
-        let tags = ["sig", "att", "sbom"].map(|kind| format!("{stem}.{kind}").parse::<Tag>());
-        tags.into_iter().flatten().map(Reference::Tag)
-    }
 }
 
 /// How long a client waits for upstream's list: not long when what is kept can be listed instead.
-fn patience(some_kept: bool) -> Patience {
+pub(super) fn patience(some_kept: bool) -> Patience {
     if some_kept { Patience::Short } else { Patience::Full }
 }

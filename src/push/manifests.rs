@@ -7,10 +7,12 @@ use tracing::info;
 
 use super::{Order, Push, PushError};
 use crate::oci::{Algorithm, Content, Digest, Manifest, MediaType, Reference, Tag};
-use crate::store::TagSource;
+use crate::store::Pushing;
 
 /// Most tags that one push points, that of its path included.
 pub const TAGS_MAX: usize = 64;
+/// How often what a manifest names may go and come back between two looks.
+const TRIES_MAX: usize = 8;
 
 /// A manifest that was taken in.
 #[derive(Clone, Debug)]
@@ -43,24 +45,26 @@ impl Push {
             let (expected, actual) = (expected.to_string(), manifest.digest.to_string());
             return Err(PushError::DigestDiffers { expected, actual });
         }
-        let needs = self.check_parts(order, &manifest).await?;
-        let (store, repository, digest) = (&self.0.store, &order.target.repository, manifest.digest);
-        if let Err(why) = store.keep_manifest_with(repository, &manifest, needs).await {
-            // A collection may have taken what was here a moment ago.
-            self.check_parts(order, &manifest).await?;
-            return Err(why.into());
-        }
-        self.cross_off(repository, &Reference::Digest(digest)).await;
         let named = match reference {
             Reference::Tag(tag) => Some(tag),
             Reference::Digest(_) => None,
         };
-        for tag in named.into_iter().chain(tags) {
-            store.point_tag(repository, tag, &digest, TagSource::Pushed).await?;
-            self.cross_off(repository, &Reference::Tag(tag.clone())).await;
-        }
+        let (repository, digest) = (&order.target.repository, manifest.digest);
+        self.keep(order, &manifest, named.into_iter().chain(tags).cloned().collect()).await?;
         info!(%repository, %reference, %digest, size_bytes = manifest.size(), "kept {digest}, pushed as {repository}{}", reference.suffix());
         Ok(PushedManifest { digest, subject: manifest.subject.map(|subject| subject.digest) })
+    }
+
+    /// Keeps the manifest and points all its tags, or does nothing.
+    async fn keep(&self, order: &Order, manifest: &Manifest, tags: Vec<Tag>) -> Result<(), PushError> {
+        for _ in 0..TRIES_MAX {
+            let pushing = Pushing { needs: self.check_parts(order, manifest).await?, tags: tags.clone() };
+            // Where a collection takes what was here a moment ago, the next look says so.
+            if self.0.store.push_manifest(&order.target.repository, manifest, pushing).await? {
+                return Ok(());
+            }
+        }
+        Err(PushError::GaveUp)
     }
 
     /// Whether a manifest may come at all: asked before its body is read.
@@ -97,12 +101,7 @@ impl Push {
 
     async fn has_part(&self, order: &Order, content: &Content, part: &Digest) -> Result<bool, PushError> {
         let (store, repository) = (&self.0.store, &order.target.repository);
-        let (as_blob, as_manifest) = match content {
-            Content::Image { .. } => (true, false),
-            Content::Index { .. } => (false, true),
-            Content::Opaque => (true, true),
-        };
-        Ok(as_blob && store.blob(repository, part).await?.is_some()
-            || as_manifest && store.manifest(repository, part).await?.is_some())
+        Ok(content.names_blobs() && store.blob(repository, part).await?.is_some()
+            || content.names_manifests() && store.manifest(repository, part).await?.is_some())
     }
 }

@@ -228,7 +228,11 @@ impl std::fmt::Display for RequestId {
 
 /// A JSON document with its length.
 pub fn json_reply(status: StatusCode, document: &serde_json::Value) -> Response<Body> {
-    let bytes = document.to_string().into_bytes();
+    json_bytes(status, document.to_string().into_bytes())
+}
+
+/// As [`json_reply`], of a document that is written already.
+pub fn json_bytes(status: StatusCode, bytes: Vec<u8>) -> Response<Body> {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, JSON);

@@ -13,6 +13,11 @@ const PAGE: usize = 1_000;
 /// [`files`], without keeping a store alive that everyone else let go of.
 pub async fn at_start(store: Weak<Inner>) {
     let Some(inner) = store.upgrade() else { return };
+    match inner.reread_manifests().await {
+        Ok(0) => {}
+        Ok(count) => tracing::info!(count, "recorded what {count} manifests of unknown types name"),
+        Err(why) => tracing::error!(error = &why as &dyn std::error::Error, "nothing can be collected for now: {why}"),
+    }
     match files(&inner).await {
         Ok(0) => {}
         Ok(lost) => tracing::error!(lost, "{lost} blobs and manifests were lost since the last start"),

@@ -136,6 +136,11 @@ impl Disk {
         self.faults.pass(step)
     }
 
+    /// Most pages that the catalog may have, where a test says so.
+    pub fn catalog_pages_max(&self) -> Option<u32> {
+        self.faults.catalog_pages_max()
+    }
+
     /// Where the catalog's commit would fail; like SQLite's own errors, a full disk can be mended and the rest cannot.
     pub fn step_of_commit(&self) -> Result<(), StoreError> {
         let Err(source) = self.step(Step::Commit) else { return Ok(()) };

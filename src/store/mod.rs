@@ -26,6 +26,7 @@ mod error;
 mod faults;
 mod hashed;
 mod lock;
+mod manifests;
 mod memory;
 mod records;
 mod scrub;
@@ -43,6 +44,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+pub use catalog::referrers::{REFERRERS_BYTES_MAX, REFERRERS_PAGE_MAX};
 pub use catalog::tags::HISTORY_MAX;
 pub use catalog::wanted::WANTED_MAX;
 pub use erasing::Rollback;
@@ -50,8 +52,8 @@ pub use error::{KeepError, StoreError};
 #[doc(hidden)]
 pub use faults::{Faults, Step};
 pub use records::{
-    CollectRules, Garbage, GarbageKind, KeptBlob, KeptManifest, TagLine, TagMove, TagRecord, TagSource, Totals,
-    Trashed, Wanted,
+    CollectRules, Garbage, GarbageKind, KeptBlob, KeptManifest, Pushing, ReferrersPage, TagLine, TagMove, TagRecord,
+    TagSource, Totals, Trashed, Wanted,
 };
 pub use scrub::Verdict;
 pub use staged::Staged;
@@ -189,41 +191,6 @@ impl Store {
         read::expected_size(&self.0.readers, id, digest).await
     }
 
-    /// Writes the manifest's bytes as a blob file (durably), records it, its parts and subject, grants it in `repository`: visible only when all is done.
-    pub async fn keep_manifest(
-        &self,
-        repository: &Repository,
-        manifest: &Manifest,
-    ) -> Result<Arc<KeptManifest>, StoreError> {
-        self.keep_manifest_with(repository, manifest, Vec::new()).await
-    }
-
-    /// As [`Store::keep_manifest`], and fails if one of `needs` has gone in the meantime.
-    pub async fn keep_manifest_with(
-        &self,
-        repository: &Repository,
-        manifest: &Manifest,
-        needs: Vec<Digest>,
-    ) -> Result<Arc<KeptManifest>, StoreError> {
-        let (inner, digest) = (&self.0, manifest.digest);
-        let recorded = read::manifest(&inner.readers, &digest).await?.is_some();
-        let (disk, bytes) = (inner.disk.clone(), manifest.bytes.clone());
-        blocking(move || {
-            if Digest::of(digest.algorithm(), &bytes) != digest {
-                let why = "its bytes do not hash to this";
-                return Err(StoreError::refused("keep", &digest, io::ErrorKind::InvalidData, why));
-            }
-            // A file alone may not be durable yet; with its row it is.
-            if recorded && disk.is_intact(&digest)? { Ok(()) } else { disk.place_bytes(&digest, &bytes) }
-        })
-        .await?;
-        let manifest = Arc::new(manifest.clone());
-        inner.writer.apply(Change::KeepManifest { repository: repository.clone(), manifest, needs }).await?;
-        let held = inner.load_manifest(&digest).await?;
-        let lost = || StoreError::refused("keep", &digest, io::ErrorKind::NotFound, "its file is gone again");
-        held.map(|held| held.kept.clone()).ok_or_else(lost)
-    }
-
     /// A manifest kept in `repository`. Hot: from bounded memory, never waits for SQL once remembered.
     pub async fn manifest(
         &self,
@@ -311,17 +278,6 @@ impl Store {
     pub async fn has_repository(&self, repository: &Repository) -> Result<bool, StoreError> {
         let Some(id) = self.0.repository(repository).await? else { return Ok(false) };
         read::has_repository(&self.0.readers, id).await
-    }
-
-    /// Kept manifests of the repository whose subject is `subject`, newest first.
-    pub async fn referrers(
-        &self,
-        repository: &Repository,
-        subject: &Digest,
-        artifact_type: Option<&str>,
-    ) -> Result<Vec<Descriptor>, StoreError> {
-        let Some(id) = self.0.repository(repository).await? else { return Ok(Vec::new()) };
-        read::referrers(&self.0.readers, id, subject, artifact_type).await
     }
 
     // -- wanted (bounded: WANTED_MAX rows, the longest unasked go first)

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::names::Repository;
-use crate::oci::{Digest, Manifest, MediaType};
+use crate::oci::{Descriptor, Digest, Manifest, MediaType, Tag};
 
 /// A kept blob, opened for reading. Its length was checked against the catalog when it was opened.
 #[derive(Clone, Debug)]
@@ -25,6 +25,24 @@ pub struct KeptManifest {
     pub manifest: Manifest,
     /// Every byte for at least one platform is kept.
     pub complete: bool,
+}
+
+/// What comes true with a manifest that is pushed, or not at all.
+#[derive(Clone, Debug, Default)]
+pub struct Pushing {
+    /// Of what it names, what must be readable in its repository by then.
+    pub needs: Vec<Digest>,
+    /// The tags that it is pushed as.
+    pub tags: Vec<Tag>,
+}
+
+/// What refers to a manifest: a page of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ReferrersPage {
+    /// All of them, the newest first; or, of those that are more than a page, some by digest.
+    pub descriptors: Vec<Descriptor>,
+    /// Up to which digest they are listed, where more follow.
+    pub more_after: Option<Digest>,
 }
 
 /// How a tag came to name what it names.

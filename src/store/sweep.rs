@@ -59,6 +59,7 @@ impl Sweep {
 impl Store {
     /// At most [`GARBAGE_MAX`] manifests and blobs that nothing refers to, in the order in which they are to go.
     pub async fn garbage(&self, rules: &CollectRules) -> Result<Vec<Garbage>, StoreError> {
+        self.0.reread_manifests().await?;
         sweep::garbage(&self.0.readers, rules, GARBAGE_MAX).await
     }
 

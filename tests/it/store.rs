@@ -8,10 +8,14 @@ mod crash;
 mod crash_push;
 mod disk;
 mod erasing;
+mod full;
+mod referrers;
 mod reports;
 mod scrub;
+mod sha512;
 mod sweep;
 mod tags;
+mod upgrade;
 mod uploads;
 
 use std::fs;
@@ -36,7 +40,16 @@ struct Site {
 
 impl Site {
     async fn new() -> Self {
-        let (folder, faults) = (tempfile::tempdir().unwrap(), Faults::default());
+        Self::within(tempfile::tempdir().unwrap()).await
+    }
+
+    /// On a file system that fsyncs in no time, where there is one: for tests of many writes.
+    async fn in_memory() -> Self {
+        Self::within(tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()).await
+    }
+
+    async fn within(folder: TempDir) -> Self {
+        let faults = Faults::default();
         let clock = Clock::wound("2026-03-01T12:00:00Z".parse().unwrap());
         let store = Store::open_faulty(&folder.path().join("data"), clock.clone(), faults.clone()).await.unwrap();
         Self { folder, clock, faults, store }

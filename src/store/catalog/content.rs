@@ -115,13 +115,6 @@ pub async fn has_blob(c: &mut Connection, blob: &Digest) -> Result<bool, StoreEr
     sqlx::query_scalar(sql).bind(blob.to_string()).fetch_one(&mut *c).await.map_err(StoreError::catalog)
 }
 
-/// Whether it is kept, as a blob or as a manifest.
-pub async fn has_any(c: &mut Connection, digest: &Digest) -> Result<bool, StoreError> {
-    let sql =
-        "SELECT EXISTS (SELECT 1 FROM blob WHERE digest = $1) OR EXISTS (SELECT 1 FROM manifest WHERE digest = $1)";
-    sqlx::query_scalar(sql).bind(digest.to_string()).fetch_one(&mut *c).await.map_err(StoreError::catalog)
-}
-
 /// Records a manifest whose file is durable, with its parts, and makes it readable in `to`.
 pub async fn keep_manifest(
     c: &mut Connection,
@@ -242,6 +235,17 @@ async fn insert_named(c: &mut Connection, manifest: &Manifest, text: &str) -> Re
         named.execute(&mut *c).await.map_err(StoreError::catalog)?;
     }
     Ok(())
+}
+
+/// Records a manifest of an unknown type as it is read now.
+pub async fn rewrite_opaque(c: &mut Connection, manifest: &Manifest, text: &str) -> Result<(), StoreError> {
+    let annotations = serde_json::to_string(&manifest.annotations).map_err(StoreError::catalog)?;
+    let sql = "UPDATE manifest SET subject = $2, artifact_type = $3, annotations = $4 WHERE digest = $1";
+    let subject = manifest.subject.as_ref().map(|subject| subject.digest.to_string());
+    let rewritten = sqlx::query(sql).bind(text).bind(subject).bind(manifest.artifact_type.as_deref()).bind(annotations);
+    rewritten.execute(&mut *c).await?;
+    sqlx::query("DELETE FROM part WHERE manifest = $1").bind(text).execute(&mut *c).await?;
+    insert_named(c, manifest, text).await
 }
 
 /// The kind of each part, in the order of [`Manifest::parts`].

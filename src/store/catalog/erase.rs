@@ -98,11 +98,8 @@ async fn manifest_goes(
     let sql = "INSERT INTO manifest_deleted (repository, digest, deleted_at) VALUES ($1, $2, $3)
         ON CONFLICT (repository, digest) DO UPDATE SET deleted_at = excluded.deleted_at";
     sqlx::query(sql).bind(id).bind(&text).bind(now_ms).execute(&mut *c).await.map_err(StoreError::catalog)?;
-    let sql = "SELECT name FROM tag WHERE repository = $1 AND digest = $2";
-    let names = sqlx::query_scalar(sql).bind(id).bind(&text).fetch_all(&mut *c).await;
-    let names: Vec<String> = names.map_err(StoreError::catalog)?;
-    for name in names {
-        tag_goes(c, id, &name.parse().map_err(StoreError::catalog)?, now_ms, touched).await?;
+    for name in tags::delete_all(c, id, &text, now_ms).await? {
+        touched.tag(id, name.parse().map_err(StoreError::catalog)?);
     }
     touched.manifest_grant_lost(id, *manifest);
     // Its blobs may have been readable through it alone.
@@ -220,14 +217,16 @@ pub async fn holders(readers: &Pool, blob: &Digest, limit: usize) -> Result<Vec<
     holders.map_err(StoreError::catalog)
 }
 
+/// The index `repository_by_shown` is of the same expression.
+pub(super) const REPOSITORIES: &str = "SELECT DISTINCT shown FROM (
+        SELECT id, CASE WHEN origin = '' THEN name ELSE origin || '/' || name END AS shown FROM repository) r
+    WHERE shown > $1 AND (EXISTS (SELECT 1 FROM manifest_grant g WHERE g.repository = r.id)
+        OR EXISTS (SELECT 1 FROM blob_grant g WHERE g.repository = r.id)
+        OR EXISTS (SELECT 1 FROM tag t WHERE t.repository = r.id))
+    ORDER BY shown LIMIT $2";
+
 /// At most `limit` repositories that hold anything, after `after`, as clients would ask for them, in byte order.
 pub async fn repositories(readers: &Pool, after: Option<&str>, limit: usize) -> Result<Vec<String>, StoreError> {
-    let sql = "SELECT DISTINCT shown FROM (
-            SELECT id, CASE WHEN origin = '' THEN name ELSE origin || '/' || name END AS shown FROM repository) r
-        WHERE shown > $1 AND (EXISTS (SELECT 1 FROM manifest_grant g WHERE g.repository = r.id)
-            OR EXISTS (SELECT 1 FROM blob_grant g WHERE g.repository = r.id)
-            OR EXISTS (SELECT 1 FROM tag t WHERE t.repository = r.id))
-        ORDER BY shown LIMIT $2";
-    let names = sqlx::query_scalar(sql).bind(after.unwrap_or("")).bind(integer(limit as u64));
+    let names = sqlx::query_scalar(REPOSITORIES).bind(after.unwrap_or("")).bind(integer(limit as u64));
     names.fetch_all(readers).await.map_err(StoreError::catalog)
 }

@@ -7,8 +7,13 @@ pub mod complete;
 pub mod content;
 pub mod erase;
 pub mod job;
+#[cfg(test)]
+mod plans;
+pub mod push;
 pub mod read;
+pub mod referrers;
 pub mod report;
+pub mod reread;
 pub mod sweep;
 pub mod tags;
 pub mod trash;

@@ -5,14 +5,11 @@ use std::collections::HashSet;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Executor, Row};
 
-use super::{Database, Pool, content, digest, integer, number};
+use super::{Connection, Database, Pool, content, digest, integer, number};
 use crate::names::Repository;
-use crate::oci::{Descriptor, Digest, MediaType};
+use crate::oci::{Digest, MediaType};
 use crate::store::StoreError;
 use crate::store::memory::RepositoryId;
-
-/// Most referrers of one subject that are listed; the newest are.
-pub const REFERRERS_MAX: usize = 4_096;
 
 /// A manifest's row.
 pub struct ManifestRow {
@@ -91,6 +88,14 @@ pub async fn manifest(readers: &Pool, manifest: &Digest) -> Result<Option<Manife
     Ok(Some(ManifestRow { media_type, complete: row.try_get("complete").map_err(StoreError::catalog)? }))
 }
 
+/// Whether a kept manifest can be read in the repository.
+pub async fn manifest_is_readable(c: &mut Connection, id: RepositoryId, manifest: &Digest) -> Result<bool, StoreError> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM manifest m JOIN manifest_grant g ON g.digest = m.digest
+        WHERE g.repository = $1 AND m.digest = $2)";
+    let readable = sqlx::query_scalar(sql).bind(id).bind(manifest.to_string()).fetch_one(&mut *c).await;
+    readable.map_err(StoreError::catalog)
+}
+
 pub async fn manifest_is_granted(readers: &Pool, id: RepositoryId, manifest: &Digest) -> Result<bool, StoreError> {
     let sql = "SELECT EXISTS (SELECT 1 FROM manifest_grant WHERE repository = $1 AND digest = $2)";
     let granted = sqlx::query_scalar(sql).bind(id).bind(manifest.to_string()).fetch_one(readers).await;
@@ -107,35 +112,6 @@ pub async fn missing(readers: &Pool, id: RepositoryId, manifest: &Digest) -> Res
     let missing = sqlx::query_scalar(sql).bind(id).bind(manifest.to_string()).fetch_all(readers).await;
     let missing: Vec<String> = missing.map_err(StoreError::catalog)?;
     missing.iter().map(|text| digest(text)).collect()
-}
-
-/// Kept manifests of the repository whose subject is `subject`, newest first.
-pub async fn referrers(
-    readers: &Pool,
-    id: RepositoryId,
-    subject: &Digest,
-    artifact_type: Option<&str>,
-) -> Result<Vec<Descriptor>, StoreError> {
-    let sql = "SELECT m.digest, m.media_type, m.size, m.artifact_type, m.annotations
-        FROM manifest m JOIN manifest_grant g ON g.digest = m.digest AND g.repository = $1
-        WHERE m.subject = $2 AND (CAST($3 AS TEXT) IS NULL OR m.artifact_type = $3)
-        ORDER BY m.kept_at DESC, m.digest LIMIT $4";
-    let rows = sqlx::query(sql).bind(id).bind(subject.to_string()).bind(artifact_type);
-    let rows = rows.bind(integer(REFERRERS_MAX as u64)).fetch_all(readers).await.map_err(StoreError::catalog)?;
-    rows.iter()
-        .map(|row| {
-            let text = |column| row.try_get::<String, _>(column).map_err(StoreError::catalog);
-            Ok(Descriptor {
-                media_type: text("media_type")?,
-                digest: digest(&text("digest")?)?,
-                size: number(row.try_get("size").map_err(StoreError::catalog)?),
-                platform: None,
-                artifact_type: row.try_get("artifact_type").map_err(StoreError::catalog)?,
-                annotations: serde_json::from_str(&text("annotations")?).map_err(StoreError::catalog)?,
-                foreign: false,
-            })
-        })
-        .collect()
 }
 
 /// A page of what the catalog says is kept, after `after` in byte order: digest, size.

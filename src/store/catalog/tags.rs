@@ -104,6 +104,28 @@ pub async fn remember(
     thin_out(c, id, tag).await
 }
 
+/// Deletes every tag of the repository that names `digest`; returns them. One statement each, however many there are.
+pub async fn delete_all(
+    c: &mut Connection,
+    id: RepositoryId,
+    digest: &str,
+    now_ms: i64,
+) -> Result<Vec<String>, StoreError> {
+    let sql = "INSERT INTO tag_history (repository, tag, position, digest, source, moved_at)
+        SELECT t.repository, t.name, COALESCE((SELECT MAX(h.position) FROM tag_history h
+            WHERE h.repository = t.repository AND h.tag = t.name), 0) + 1, NULL, t.source, $3
+        FROM tag t WHERE t.repository = $1 AND t.digest = $2";
+    sqlx::query(sql).bind(id).bind(digest).bind(now_ms).execute(&mut *c).await?;
+    // As `thin_out`: a tag that was just deleted has no newest complete digest that must stay.
+    let sql = "DELETE FROM tag_history
+        WHERE repository = $1 AND tag IN (SELECT t.name FROM tag t WHERE t.repository = $1 AND t.digest = $2)
+            AND position <= (SELECT MAX(n.position) FROM tag_history n
+                WHERE n.repository = tag_history.repository AND n.tag = tag_history.tag) - $3";
+    sqlx::query(sql).bind(id).bind(digest).bind(HISTORY_MAX).execute(&mut *c).await?;
+    let sql = "DELETE FROM tag WHERE repository = $1 AND digest = $2 RETURNING name";
+    Ok(sqlx::query_scalar(sql).bind(id).bind(digest).fetch_all(&mut *c).await?)
+}
+
 async fn thin_out(c: &mut Connection, id: RepositoryId, tag: &str) -> Result<(), StoreError> {
     let sql = concat!(
         "DELETE FROM tag_history WHERE repository = $1 AND tag = $2
@@ -144,10 +166,11 @@ pub fn source(text: &str) -> Result<TagSource, StoreError> {
     TagSource::parse(text).ok_or_else(|| StoreError::catalog(format!("`{text}` is not a source of tags")))
 }
 
+pub(super) const PAGE: &str = "SELECT name FROM tag WHERE repository = $1 AND name > $2 ORDER BY name LIMIT $3";
+
 /// At most `limit` tags after `last`, in byte order.
 pub async fn page(readers: &Pool, id: RepositoryId, last: Option<&str>, limit: usize) -> Result<Vec<Tag>, StoreError> {
-    let sql = "SELECT name FROM tag WHERE repository = $1 AND name > $2 ORDER BY name LIMIT $3";
-    let names = sqlx::query_scalar(sql).bind(id).bind(last.unwrap_or("")).bind(super::integer(limit as u64));
+    let names = sqlx::query_scalar(PAGE).bind(id).bind(last.unwrap_or("")).bind(super::integer(limit as u64));
     let names: Vec<String> = names.fetch_all(readers).await.map_err(StoreError::catalog)?;
     names.iter().map(|name| name.parse().map_err(StoreError::catalog)).collect()
 }

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::erase::{self, Erase};
 use super::uploads::{self, UploadChange};
-use super::{self as catalog, Connection, content, job, sweep, tags, trash, wanted};
+use super::{self as catalog, Connection, content, job, push, reread, sweep, tags, trash, wanted};
 use crate::clock::Clock;
 use crate::names::Repository;
 use crate::oci::{Digest, Manifest, Tag};
@@ -22,7 +22,7 @@ use crate::store::disk::{Disk, Found};
 use crate::store::memory::{Memory, RepositoryId, Touch};
 use crate::store::sweep::Sweep;
 use crate::store::trash::FileId;
-use crate::store::{GarbageKind, StoreError, TagSource, UploadId, blocking};
+use crate::store::{GarbageKind, Pushing, StoreError, TagSource, UploadId, blocking};
 
 /// Most changes in one commit.
 const BATCH_MAX: usize = 64;
@@ -52,9 +52,11 @@ pub enum Change {
     KeepManifest {
         repository: Repository,
         manifest: Arc<Manifest>,
-        /// What must still be kept for it to be.
-        needs: Vec<Digest>,
+        /// `None`: it was filled.
+        pushing: Option<Pushing>,
     },
+    /// A manifest of an unknown type is recorded as it is read now.
+    Reread(Arc<Manifest>),
     /// The file was found gone or wrong; it is looked at once more.
     LoseBlob {
         blob: Digest,
@@ -241,6 +243,10 @@ impl Task {
             Some(connection) => connection,
             none => none.insert(catalog::connect_writer(&self.disk.catalog()).await?),
         };
+        if let Some(pages) = self.disk.catalog_pages_max() {
+            let limit = sqlx::AssertSqlSafe(format!("PRAGMA max_page_count = {pages}"));
+            sqlx::query(limit).execute(&mut *connection).await?;
+        }
         let (now_ms, mut touched) = (self.clock.now().as_millisecond(), Touched::default());
         let mut outcomes = Vec::with_capacity(changes.len());
         let mut transaction = connection.begin().await.map_err(|why| diagnose(&self.disk, why.into()))?;
@@ -316,12 +322,11 @@ async fn make(
             content::grant_blob(c, repository, blob, touched).await?;
             content::note_used(c, &[(*blob, now_ms)]).await?;
         }
-        Change::KeepManifest { repository, manifest, needs } => {
-            for part in needs {
-                if !content::has_any(c, part).await? {
-                    let why = "what the manifest names is not kept any more";
-                    return Err(StoreError::refused("keep", part, std::io::ErrorKind::NotFound, why));
-                }
+        Change::KeepManifest { repository, manifest, pushing } => {
+            if let Some(pushing) = pushing
+                && !push::has_needs(c, repository, manifest, pushing).await?
+            {
+                return Ok(false);
             }
             if !take_back(disk, &manifest.digest, manifest.size()).await? {
                 let (disk, manifest) = (disk.clone(), manifest.clone());
@@ -329,7 +334,11 @@ async fn make(
             }
             content::keep_manifest(c, repository, manifest, now_ms, touched).await?;
             content::note_used(c, &[(manifest.digest, now_ms)]).await?;
+            if let Some(pushing) = pushing {
+                push::name(c, repository, manifest, pushing, now_ms, touched).await?;
+            }
         }
+        Change::Reread(manifest) => return reread::record(c, manifest, touched).await,
         Change::LoseBlob { blob, size } => {
             // It may have been kept again between the look and now.
             if find(disk, blob).await?.has_size(*size) || !content::has_blob(c, blob).await? {

@@ -2,9 +2,10 @@
 
 use http::{Method, StatusCode};
 use sealock::oci::{Algorithm, Digest, MANIFEST_SIZE_MAX, MediaType};
+use sealock::store::Faults;
 use serde_json::json;
 
-use super::{NAME, descriptor, image, push_blob, push_image, put, refusal};
+use super::{NAME, delete, descriptor, image, push_blob, push_image, put, refusal};
 use crate::support::site::Sealock;
 
 #[tokio::test]
@@ -57,6 +58,49 @@ async fn one_push_points_several_tags() {
     let refused = put(&site, NAME, &format!("{digest}?{}", many.join("&")), MediaType::OCI_MANIFEST, bytes).await;
     assert_eq!(refused.status, StatusCode::URI_TOO_LONG);
     assert_eq!(site.manifest(NAME, "t0").await.status, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn what_was_pushed_by_one_digest_is_not_known_by_another() {
+    // Invariant 2
+    let site = Sealock::setup().start().await;
+    push_blob(&site, NAME, "{}").await;
+    let bytes = image(&[]).to_string();
+    let [pushed_by, other] = [Algorithm::Sha512, Algorithm::Sha256].map(|named| Digest::of(named, bytes.as_bytes()));
+    let pushed = put(&site, NAME, &pushed_by.to_string(), MediaType::OCI_MANIFEST, bytes.clone()).await;
+    assert_eq!(pushed.status, StatusCode::CREATED, "{pushed:?}");
+    assert_eq!(refusal(&site.manifest(NAME, other).await), (404, "MANIFEST_UNKNOWN".to_owned()));
+    put(&site, NAME, "1", MediaType::OCI_MANIFEST, bytes.clone()).await;
+    for (reference, digest) in [(pushed_by.to_string(), pushed_by), ("1".to_owned(), other)] {
+        let found = site.manifest(NAME, reference).await;
+        assert_eq!(found.header("docker-content-digest"), Some(digest.to_string().as_str()));
+    }
+    let path = format!("/v2/{NAME}/manifests/{pushed_by}");
+    assert_eq!(delete(&site, &path).await.status, StatusCode::ACCEPTED);
+    assert_eq!(site.manifest(NAME, pushed_by).await.status, StatusCode::NOT_FOUND);
+    assert_eq!(site.manifest(NAME, other).await.status, StatusCode::OK, "each is deleted by its own name");
+}
+
+#[tokio::test]
+async fn a_catalog_without_room_is_507_and_what_comes_later_is_kept() {
+    // Invariants 6 and 16
+    let faults = Faults::default();
+    let site = Sealock::setup().faults(&faults).start().await;
+    push_image(&site, NAME, "1", b"layer").await;
+    faults.fill_catalog(true);
+    let mut large = image(&[]);
+    large["annotations"] = json!({ "note": "x".repeat(200_000) });
+    let refused = put(&site, NAME, "large", MediaType::OCI_MANIFEST, large.to_string()).await;
+    assert_eq!(refusal(&refused), (507, "UNAVAILABLE".to_owned()));
+    assert_eq!(site.manifest(NAME, "large").await.status, StatusCode::NOT_FOUND);
+    push_image(&site, NAME, "small", b"layer").await;
+    faults.fill_catalog(false);
+    let pushed = put(&site, NAME, "large", MediaType::OCI_MANIFEST, large.to_string()).await;
+    assert_eq!(pushed.status, StatusCode::CREATED, "{pushed:?}");
+    let site = site.stop().await.start().await;
+    for name in ["1", "small", "large"] {
+        assert_eq!(site.manifest(NAME, name).await.status, StatusCode::OK, "{name}");
+    }
 }
 
 #[tokio::test]

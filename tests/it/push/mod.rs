@@ -1,5 +1,6 @@
 //! Pushes and deletions through the front door: what is taken in, what is refused, and what is left when it breaks off.
 
+mod collected;
 mod deletes;
 mod manifests;
 mod mounts;

@@ -211,6 +211,36 @@ async fn a_deleted_referrer_is_listed_no_more() {
     assert_eq!(digests(&referrers(&registry, &image.digest(), "").await), [sbom.digest()]);
 }
 
+// Spec: subject.1, referrers.13
+#[tokio::test]
+async fn an_artifact_of_any_type_that_names_a_subject_as_images_do_refers_to_it() {
+    let registry = Registry::start().await;
+    let image = Image::of("one");
+    registry.push("team/app", "1", &image).await;
+    let kind = "application/vnd.oci.artifact.manifest.v1+json";
+    let artifact = |subject: Value| json!({ "mediaType": kind, "artifactType": SBOM, "blobs": [], "subject": subject, "annotations": { "a": "b" } });
+    let put = async |artifact: Value| {
+        let put = registry.put(format!("/v2/team/app/manifests/{}", digest_of(artifact.to_string().as_bytes())));
+        let reply = put.header("content-type", kind).body(artifact.to_string()).send().await;
+        assert_eq!(reply.status, 201, "{reply:?}");
+        (digest_of(artifact.to_string().as_bytes()), reply.header("oci-subject").map(str::to_owned))
+    };
+    let (digest, subject) = put(artifact(image.descriptor())).await;
+    assert_eq!(subject, Some(image.digest()));
+    // What is written otherwise may mean anything.
+    for other in [json!(image.digest()), json!({ "digest": image.digest() }), json!(null), json!(["x"])] {
+        assert_eq!(put(artifact(other)).await.1, None);
+    }
+    for query in [String::new(), format!("?artifactType={SBOM}")] {
+        let entries = listed(&referrers(&registry, &image.digest(), &query).await);
+        assert_eq!(entries.len(), 1, "{entries:?}");
+        let entry = json!({
+            "mediaType": kind, "digest": digest, "size": entries[0]["size"], "artifactType": SBOM, "annotations": { "a": "b" },
+        });
+        assert_eq!(entries[0], entry);
+    }
+}
+
 // Spec: upgrade.2
 #[tokio::test]
 async fn every_newly_pushed_referrer_is_listed_whichever_came_first() {

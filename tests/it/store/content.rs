@@ -157,8 +157,8 @@ async fn content_of_one_repository_is_not_readable_through_another() {
         assert!(site.store.expected_size(&there, &layer).await.unwrap().is_none());
         assert!(site.store.missing(&there, &manifest.digest).await.unwrap().is_empty());
         assert!(site.store.tag(&there, &tag("1")).await.unwrap().is_none());
-        assert!(site.store.referrers(&there, &manifest.digest, None).await.unwrap().is_empty());
-        assert_eq!(site.store.referrers(&here, &manifest.digest, None).await.unwrap().len(), 1);
+        assert!(site.store.referrers(&there, &manifest.digest, None, None).await.unwrap().descriptors.is_empty());
+        assert_eq!(site.store.referrers(&here, &manifest.digest, None, None).await.unwrap().descriptors.len(), 1);
     }
     // The same name under another origin is another repository.
     let local = Repository { origin: Origin::Local, name: here.name.clone() };
@@ -251,8 +251,10 @@ async fn referrers_are_listed_with_what_the_specification_wants() {
     let (signature, sbom) = (refer("application/x.signature"), refer("application/x.sbom"));
     site.keep_manifest(&here, &signature).await;
     site.keep_manifest(&here, &sbom).await;
-    assert_eq!(site.store.referrers(&here, &manifest.digest, None).await.unwrap().len(), 2);
-    let only = site.store.referrers(&here, &manifest.digest, Some("application/x.sbom")).await.unwrap();
+    let all = site.store.referrers(&here, &manifest.digest, None, None).await.unwrap();
+    assert_eq!((all.descriptors.len(), all.more_after), (2, None));
+    let only =
+        site.store.referrers(&here, &manifest.digest, Some("application/x.sbom"), None).await.unwrap().descriptors;
     assert_eq!(only, vec![sbom.descriptor()]);
     assert_eq!(only[0].annotations["created by"], "a test");
 }

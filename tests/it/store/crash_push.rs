@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io::Write;
 use std::path::Path;
 
-use sealock::store::{UploadError, UploadId};
+use sealock::store::{Pushing, UploadError, UploadId};
 
 use super::crash::{DATA, KILLS, run_and_kill};
 use super::*;
@@ -65,8 +65,8 @@ async fn pushes_until_it_is_killed() {
         upload.keep(&Digest::sha256(&layer)).await.unwrap();
         tell(format!("{seed} blob"));
         let manifest = manifest(&seed);
-        store.keep_manifest(&here, &manifest).await.unwrap();
-        store.point_tag(&here, &tag(&seed), &manifest.digest, TagSource::Pushed).await.unwrap();
+        let pushing = Pushing { needs: vec![Digest::sha256(&layer)], tags: names(&seed).to_vec() };
+        assert!(store.push_manifest(&here, &manifest, pushing).await.unwrap());
         tell(format!("{seed} tag"));
         assert!(store.delete_manifest(&here, &manifest.digest).await.unwrap());
         tell(format!("{seed} deleted"));
@@ -86,6 +86,11 @@ async fn verify(store: &Store, seed: &str, step: &str) -> bool {
     let kept = store.blob(&here, &digest).await.unwrap();
     let there = store.manifest(&here, &manifest.digest).await.unwrap().is_some();
     let tagged = store.tag(&here, &tag(seed)).await.unwrap().map(|record| record.digest);
+    for name in names(seed) {
+        let named = store.tag(&here, &name).await.unwrap().map(|record| record.digest);
+        assert_eq!(named, tagged, "{seed} {step}: `{name}` and not all of them");
+    }
+    assert_eq!(tagged.is_some(), there, "{seed} {step}: the manifest came with its tags and went with them");
     assert!(!tagged.is_some_and(|to| to != manifest.digest || !there), "{seed} {step}: a tag without its manifest");
     match step.split(' ').collect::<Vec<_>>()[..] {
         ["piece", id, size] => {
@@ -119,6 +124,11 @@ async fn verify(store: &Store, seed: &str, step: &str) -> bool {
         _ => panic!("{step}"),
     }
     false
+}
+
+/// The tags that each push points at once.
+fn names(seed: &str) -> [Tag; 3] {
+    ["", "-a", "-b"].map(|suffix| tag(&format!("{seed}{suffix}")))
 }
 
 fn layer(seed: &str) -> Vec<u8> {

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use jiff::SignedDuration;
 use sealock::keep::{Keep, KeepError, KeepSettings};
 use sealock::size::Span;
-use sealock::store::{CollectRules, Garbage, GarbageKind, Restored, Rollback, Step};
+use sealock::store::{CollectRules, Garbage, GarbageKind, Pushing, Restored, Rollback, Step};
 
 use super::*;
 
@@ -295,8 +295,57 @@ async fn a_manifest_whose_layer_was_collected_a_moment_ago_is_not_kept() {
     let manifest = image(b"config", &[b"layer"]);
     site.days_pass();
     assert_eq!(site.jobs().collect(false).await.unwrap().blobs, 2);
-    site.store.keep_manifest_with(&here, &manifest, vec![config, layer]).await.unwrap_err();
+    let pushing = Pushing { needs: vec![config, layer], tags: vec![tag("1")] };
+    assert!(!site.store.push_manifest(&here, &manifest, pushing).await.unwrap());
+    assert!(site.store.tag(&here, &tag("1")).await.unwrap().is_none());
     assert!(site.store.manifest(&here, &manifest.digest).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn a_manifest_whose_layer_came_back_for_another_repository_alone_is_not_kept() {
+    // Invariants 8 and 14
+    let (here, there) = (repository("team/app"), repository("team/other"));
+    for here in [Repository { origin: Origin::Local, name: here.name.clone() }, here] {
+        let site = Site::new().await;
+        let (config, layer) = (upload(&site, &here, b"config").await, upload(&site, &here, b"layer").await);
+        // Both were looked for and found by now; then a collection comes, and another client's upload.
+        site.days_pass();
+        assert_eq!(site.jobs().collect(false).await.unwrap().blobs, 2);
+        upload(&site, &here, b"config").await;
+        upload(&site, &there, b"layer").await;
+        let manifest = image(b"config", &[b"layer"]);
+        let pushing = Pushing { needs: vec![config, layer], tags: vec![tag("1")] };
+        assert!(!site.store.push_manifest(&here, &manifest, pushing.clone()).await.unwrap());
+        assert!(site.store.manifest(&here, &manifest.digest).await.unwrap().is_none());
+        assert!(site.store.tag(&here, &tag("1")).await.unwrap().is_none());
+        upload(&site, &here, b"layer").await;
+        assert!(site.store.push_manifest(&here, &manifest, pushing).await.unwrap());
+        assert!(site.is_complete(&here, &manifest.digest).await);
+    }
+}
+
+#[tokio::test]
+async fn a_pushed_manifest_comes_with_all_its_tags_or_not_at_all() {
+    // Invariants 5 and 6
+    let (site, here) = (Site::new().await, repository("team/app"));
+    let (config, layer) = (upload(&site, &here, b"config").await, upload(&site, &here, b"layer").await);
+    let manifest = image(b"config", &[b"layer"]);
+    let wanted = async || site.store.wanted().await.unwrap().len();
+    for reference in [manifest.digest.to_string(), "1".to_owned(), "2".to_owned(), "other".to_owned()] {
+        site.store.note_wanted(&here.to_string(), &reference, [10, 0, 0, 7].into()).await.unwrap();
+    }
+    let pushing = Pushing { needs: vec![config, layer], tags: vec![tag("1"), tag("2")] };
+    site.faults.fail(Step::Commit, 0, rustix::io::Errno::NOSPC.raw_os_error());
+    site.store.push_manifest(&here, &manifest, pushing.clone()).await.unwrap_err();
+    assert!(site.store.manifest(&here, &manifest.digest).await.unwrap().is_none());
+    assert_eq!((site.store.tags(&here, None, 9).await.unwrap().len(), wanted().await), (0, 4));
+
+    assert!(site.store.push_manifest(&here, &manifest, pushing).await.unwrap());
+    let site = site.restarted().await;
+    for name in ["1", "2"] {
+        assert_eq!(site.resolve(&here, name).await, (manifest.digest, Some(manifest.digest)));
+    }
+    assert_eq!(site.store.wanted().await.unwrap().len(), 1, "it is wanted no longer, under none of its names");
 }
 
 #[tokio::test]

@@ -102,7 +102,8 @@ impl App {
         let end = CancellationToken::new();
         let pull = Pull::new(store.clone(), gate.clone(), upstreams.clone(), clock.clone(), end.clone());
         let push = Push::new(store.clone(), settings.push.clone());
-        let keep = Keep::new(store.clone(), settings.keep.clone(), clock.clone());
+        let far = upstreams.values().cloned();
+        let keep = Keep::with_upstreams(store.clone(), settings.keep.clone(), clock.clone(), gate.clone(), far);
         let (face, at) = (settings.server.clone(), clock.clone());
         let server = Server::new(face, pull.clone(), push.clone(), store.clone(), routes.clone(), at);
         let tls = ServerTls::load(&settings.tls, &clock)?;

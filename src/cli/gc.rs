@@ -54,6 +54,7 @@ impl Gc {
 }
 
 fn show(report: &CollectReport) -> Result<(), Failure> {
+    show_retired(report)?;
     let rows = report.lines.iter().take(LINES_SHOWN).map(|one| {
         let kind = match one.kind {
             GarbageKind::Blob => "blob",
@@ -82,15 +83,40 @@ fn show(report: &CollectReport) -> Result<(), Failure> {
         report.blobs,
         report.files
     );
+    let short = match report.pressure.over_bytes {
+        0 => None,
+        over => Some(format!(
+            "room is short by {}: what is above the limits ([keep] max_size, min_free) is evicted while the gate is open",
+            Size(over)
+        )),
+    };
     if report.dry_run {
-        return print::line(&format!("would go: {what}"));
+        print::line(&format!("would go: {what}"))?;
+        return short.map_or(Ok(()), |short| print::line(&short));
     }
     print::line(&format!("went to the trash: {what} (put back with `sealock gc --undo`)"))?;
     print::line(&format!(
         "removed for good: {}; still in the trash: {}",
         Size(report.freed_bytes),
         Size(report.trash_bytes)
-    ))
+    ))?;
+    short.map_or(Ok(()), |short| print::line(&short))
+}
+
+fn show_retired(report: &CollectReport) -> Result<(), Failure> {
+    let shown = report.retired_tags.iter().take(LINES_SHOWN).map(|one| {
+        let name = format!("{}:{}", one.repository, one.tag);
+        vec!["tag".to_owned(), name, format!("[keep.retain.\"{}\"]", one.rule), one.digest.to_string()]
+    });
+    print::table(&["WHAT", "NAME", "BY", "DIGEST"], &shown.collect::<Vec<_>>())?;
+    if report.retired > LINES_SHOWN as u64 {
+        print::line(&format!("… and {} more (--json lists them)", report.retired - LINES_SHOWN as u64))?;
+    }
+    let would = if report.dry_run { "tags that would be removed" } else { "tags removed" };
+    match report.retired {
+        0 => Ok(()),
+        count => print::line(&format!("{would}: {count} (each comes back with `sealock tag rollback NAME`)")),
+    }
 }
 
 fn show_restored(restored: &Restored) -> Result<(), Failure> {

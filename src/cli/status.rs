@@ -1,9 +1,11 @@
 //! `sealock status`: what the running server is doing, and what is missed.
 
 use clap::Args;
+use jiff::Timestamp;
 
 use super::{Common, Failure, gate, print};
 use crate::clock::Clock;
+use crate::keep::{Done, KeepStatus};
 use crate::server::admin::StatusReport;
 use crate::size::Size;
 use crate::store::Wanted;
@@ -48,6 +50,7 @@ fn show(report: &StatusReport) -> Result<(), Failure> {
         totals.repositories,
         totals.incomplete_tags
     ))?;
+    show_keep(&report.keep, report.now)?;
     if totals.staged_bytes > 0 || report.under_way > 0 {
         print::line(&format!(
             "under way: {} fills and fetches; {} staged",
@@ -74,6 +77,41 @@ fn show(report: &StatusReport) -> Result<(), Failure> {
         vec![format!("  {}", upstream.name), upstream.host.clone(), state]
     });
     print::table(&["  UPSTREAM", "HOST", "STATE"], &rows.collect::<Vec<_>>())
+}
+
+/// Only what there is to tell.
+fn show_keep(keep: &KeepStatus, now: Timestamp) -> Result<(), Failure> {
+    let pressure = &keep.pressure;
+    let limits = [
+        pressure.max_size_bytes.map(|max| format!("{} of at most {}", Size(pressure.kept_bytes), Size(max))),
+        pressure.min_free_bytes.map(|min| format!("{} free of at least {}", Size(pressure.free_bytes), Size(min))),
+    ];
+    let limits: Vec<String> = limits.into_iter().flatten().collect();
+    if !limits.is_empty() {
+        let over = match pressure.over_bytes {
+            0 => String::new(),
+            over => format!("; {} too much", Size(over)),
+        };
+        print::line(&format!("room: {}{over}", limits.join(", ")))?;
+    }
+    let done = |what: &str, done: &Option<Done>| match done {
+        Some(Done { at, sum }) => {
+            let when = print::relative(now, *at);
+            print::line(&format!(
+                "{what} {when}: {} in {} manifests and {} blobs",
+                Size(sum.size_bytes),
+                sum.manifests,
+                sum.blobs
+            ))
+        }
+        None => Ok(()),
+    };
+    done("evicted", &keep.last_eviction)?;
+    done("collected", &keep.last_collection)?;
+    if keep.trash_bytes > 0 {
+        print::line(&format!("in the trash: {} (put back with `sealock gc --undo`)", Size(keep.trash_bytes)))?;
+    }
+    Ok(())
 }
 
 fn show_wanted(mut wanted: Vec<Wanted>) -> Result<(), Failure> {

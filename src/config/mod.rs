@@ -217,8 +217,7 @@ impl Settings {
         let sections = [("gate", self.gate.check()), ("audit", self.audit.check()), ("keep", self.keep.check())];
         for (section, checked) in sections {
             if let Err((key, message)) = checked {
-                let key: Vec<&str> =
-                    [section].into_iter().chain(key.split(['.', '[', ']']).filter(|k| !k.is_empty())).collect();
+                let key: Vec<&str> = [section].into_iter().chain(parts(&key)).collect();
                 return Err(layers.wrong(&key, message));
             }
         }
@@ -246,6 +245,19 @@ impl Settings {
         }
         Ok(())
     }
+}
+
+/// The parts of a key such as `windows[0].when`; what stands in brackets is one.
+fn parts(key: &str) -> Vec<&str> {
+    let mut parts = Vec::new();
+    for (number, piece) in key.split(['[', ']']).enumerate() {
+        if number % 2 == 0 {
+            parts.extend(piece.split('.').filter(|part| !part.is_empty()));
+        } else {
+            parts.push(piece);
+        }
+    }
+    parts
 }
 
 /// Whether it says what to log. A single word is a level: as a target, which it could be too, it would log nothing.

@@ -1,11 +1,14 @@
 //! Collection: finds what nothing refers to, and throws it away.
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tracing::{error, info};
 
 use super::KeepSettings;
-use crate::size::{Size, Span};
+use super::pressure::{Pressure, Sum};
+use super::reach::Reach;
+use super::retire::{self, Retired};
+use crate::size::Size;
 use crate::store::{CollectRules, GARBAGE_MAX, Garbage, GarbageKind, Store, StoreError};
 
 /// Most lines of a report; its totals count all.
@@ -31,9 +34,23 @@ pub struct CollectReport {
     pub files_left: u64,
     /// At most [`LINES_MAX`].
     pub lines: Vec<Garbage>,
+    /// Tags that a rule let go; what they named is collected once it can be turned back to no more.
+    #[serde(default)]
+    pub retired: u64,
+    /// At most [`LINES_MAX`].
+    #[serde(default)]
+    pub retired_tags: Vec<Retired>,
+    /// How short room is.
+    #[serde(default)]
+    pub pressure: Pressure,
 }
 
 impl CollectReport {
+    pub(super) fn sum(&self) -> Sum {
+        let (manifests, blobs) = (self.manifests, self.blobs + self.files);
+        Sum { manifests, blobs, size_bytes: self.size_bytes, tags: self.retired }
+    }
+
     fn add(&mut self, garbage: Vec<Garbage>) {
         for one in garbage {
             match one.kind {
@@ -49,15 +66,21 @@ impl CollectReport {
     }
 }
 
+/// Retires tags, then throws away what nothing refers to. Nothing goes that came or was used after `since`.
 pub(super) async fn collect(
     store: &Store,
     settings: &KeepSettings,
-    now: Timestamp,
+    reach: &Reach,
+    since: Timestamp,
     dry_run: bool,
 ) -> Result<CollectReport, StoreError> {
-    let rules = rules(settings, now);
     let mut report = CollectReport { dry_run, ..CollectReport::default() };
+    report.retired_tags = retire::retire(store, settings, reach, dry_run).await?;
+    report.retired = report.retired_tags.len() as u64;
+    report.retired_tags.truncate(LINES_MAX);
     loop {
+        // The gate may open or close meanwhile.
+        let rules = rules(settings, reach, since);
         let found = store.garbage(&rules).await?;
         let all = found.len() < GARBAGE_MAX;
         let gone = if dry_run { found } else { store.throw_away(&found, &rules).await? };
@@ -67,23 +90,15 @@ pub(super) async fn collect(
             break;
         }
     }
-    let files = store.unknown_files(&rules).await?;
-    let (count, totals) = (files.len() as u64, store.totals().await?);
-    if count > UNKNOWN_FILES_MAX.max(totals.blobs + totals.manifests) {
-        error!(
-            files = count,
-            "the catalog does not know most of the files in `blobs/`: they stay; restore `catalog.sqlite` from a backup"
-        );
-        report.files_left = count;
-    } else {
-        report.add(if dry_run { files } else { store.throw_away(&files, &rules).await? });
-    }
+    collect_files(store, &rules(settings, reach, since), &mut report).await?;
     report.trash_bytes = store.trash_size().await?;
+    report.pressure = Pressure::of(store, settings).await?;
     if !dry_run {
         info!(
             manifests = report.manifests,
             blobs = report.blobs,
             files = report.files,
+            tags = report.retired,
             size_bytes = report.size_bytes,
             "collected {} that nothing refers to; `sealock gc --undo` puts it back for {}",
             Size(report.size_bytes),
@@ -93,12 +108,23 @@ pub(super) async fn collect(
     Ok(report)
 }
 
-fn rules(settings: &KeepSettings, now: Timestamp) -> CollectRules {
-    let (history, keep_untagged) = (settings.history, settings.keep_untagged);
-    CollectRules { history, keep_untagged, since: before(now, settings.grace) }
+/// Files that the catalog does not know.
+async fn collect_files(store: &Store, rules: &CollectRules, report: &mut CollectReport) -> Result<(), StoreError> {
+    let files = store.unknown_files(rules).await?;
+    let (count, totals) = (files.len() as u64, store.totals().await?);
+    if count > UNKNOWN_FILES_MAX.max(totals.blobs + totals.manifests) {
+        error!(
+            files = count,
+            "the catalog does not know most of the files in `blobs/`: they stay; restore `catalog.sqlite` from a backup"
+        );
+        report.files_left = count;
+    } else {
+        report.add(if report.dry_run { files } else { store.throw_away(&files, rules).await? });
+    }
+    Ok(())
 }
 
-pub(super) fn before(now: Timestamp, span: Span) -> Timestamp {
-    let span = SignedDuration::try_from(span.0).unwrap_or(SignedDuration::MAX);
-    now.checked_sub(span).unwrap_or(Timestamp::MIN)
+fn rules(settings: &KeepSettings, reach: &Reach, since: Timestamp) -> CollectRules {
+    let (history, keep_untagged) = (settings.history, settings.keep_untagged);
+    CollectRules { history, keep_untagged, since, open: reach.open() }
 }

@@ -1,34 +1,49 @@
-//! The jobs that look after what is kept: collection of what nothing refers to and its undoing, and the scrub.
+//! The jobs that look after what is kept: collection of what nothing refers to and its undoing, retention of tags,
+//! eviction when room is short, and the scrub.
 //!
 //! They run beside the serving of clients, without a time in which nothing can be pushed: what a job finds is a guess,
 //! and the store looks again in the transaction that acts on it. Invariants kept here: 7 and 8.
 
+mod evict;
 mod gc;
+mod pressure;
+mod reach;
+mod retain;
+mod retire;
 mod scrub;
 mod settings;
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, warn};
+use tracing::error;
 
+pub use evict::{EVICT_REST_MIN, EvictReport};
 pub use gc::{CollectReport, LINES_MAX};
+pub use pressure::{Done, KeepStatus, Pressure, Sum};
+pub use reach::DOUBTS_MAX;
+pub use retain::{Order, RetainRule};
+pub use retire::Retired;
 pub use scrub::{BAD_MAX, Bad, Progress, VerifyReport};
 pub use settings::{HISTORY_MAX, KeepSettings};
 
-use crate::clock::Clock;
+use crate::clock::{Clock, earlier};
+use crate::gate::Gate;
 use crate::names::Repository;
 use crate::store::{Restored, Store, StoreError};
+use crate::upstream::Upstream;
+use evict::Evictor;
+use reach::Reach;
 use scrub::Cursor;
 
 /// How often it is looked whether a job is due.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
-/// How much further than time itself the clock may go before its word on what is old is not taken.
-const CLOCK_JUMP_MAX: SignedDuration = SignedDuration::from_hours(1);
-/// Under which the store remembers when the last collection was.
+/// Under which the store remembers when the last collection was, and what it came to.
 const COLLECT: &str = "collect";
+/// And the last eviction.
+const EVICT: &str = "evict";
 /// Under which it remembers how far the scrub has come; an empty position: to its end.
 const SCRUB: &str = "scrub";
 
@@ -42,7 +57,7 @@ struct Inner {
     clock: Clock,
     /// Held by the one job that may throw away or put back.
     broom: tokio::sync::Mutex<()>,
-    started: Instant,
+    evictor: Evictor,
     /// Of the `verify` that is under way, or was the last.
     progress: Mutex<Arc<Progress>>,
 }
@@ -67,22 +82,59 @@ impl KeepError {
 }
 
 impl Keep {
+    /// For a store whose content can be fetched from nowhere.
     pub fn new(store: Store, settings: KeepSettings, clock: Clock) -> Self {
-        let (broom, started, progress) = (tokio::sync::Mutex::default(), Instant::now(), Mutex::default());
-        Self(Arc::new(Inner { store, settings, clock, broom, started, progress }))
+        Self::reaching(store, settings, clock, Reach::default())
     }
 
-    /// By hand: throws away what nothing refers to, and removes for good what was thrown away long enough ago.
-    /// `dry_run`: only tells what would go.
+    /// What came from `upstreams` can be fetched again while the gate is open for them.
+    pub fn with_upstreams(
+        store: Store,
+        settings: KeepSettings,
+        clock: Clock,
+        gate: Gate,
+        upstreams: impl IntoIterator<Item = Arc<Upstream>>,
+    ) -> Self {
+        Self::reaching(store, settings, clock, Reach::new(gate, upstreams.into_iter().collect()))
+    }
+
+    fn reaching(store: Store, settings: KeepSettings, clock: Clock, reach: Reach) -> Self {
+        let (broom, evictor, progress) = (tokio::sync::Mutex::default(), Evictor::new(reach), Mutex::default());
+        Self(Arc::new(Inner { store, settings, clock, broom, evictor, progress }))
+    }
+
+    /// By hand: removes tags as the rules say, throws away what nothing refers to, and removes for good what was thrown
+    /// away long enough ago. `dry_run`: only tells what would go.
     pub async fn collect(&self, dry_run: bool) -> Result<CollectReport, KeepError> {
         let inner = &self.0;
         let _broom = inner.broom.try_lock().map_err(|_| KeepError::Busy)?;
-        let freed_bytes = if dry_run { 0 } else { self.empty_trash().await? };
-        let report = gc::collect(&inner.store, &inner.settings, inner.clock.now(), dry_run).await?;
-        if !dry_run {
-            inner.store.note_job(COLLECT, "").await?;
-        }
+        let (now, settings) = (inner.clock.now(), &inner.settings);
+        let freed_bytes = match dry_run {
+            true => 0,
+            false => inner.store.empty_trash(earlier(now, settings.trash_for.0)).await?,
+        };
+        let report = self.collect_since(earlier(now, settings.grace.0), dry_run).await?;
         Ok(CollectReport { freed_bytes, ..report })
+    }
+
+    async fn collect_since(&self, since: Timestamp, dry_run: bool) -> Result<CollectReport, StoreError> {
+        let Inner { store, settings, evictor, .. } = &*self.0;
+        let report = gc::collect(store, settings, &evictor.reach, since, dry_run).await?;
+        if !dry_run {
+            store.note_job(COLLECT, &report.sum().to_text()).await?;
+        }
+        Ok(report)
+    }
+
+    /// How short room is, and what the jobs did last.
+    pub async fn status(&self) -> Result<KeepStatus, StoreError> {
+        let Inner { store, settings, .. } = &*self.0;
+        Ok(KeepStatus {
+            pressure: Pressure::of(store, settings).await?,
+            trash_bytes: store.trash_size().await?,
+            last_collection: Sum::of(store.job(COLLECT).await?),
+            last_eviction: Sum::of(store.job(EVICT).await?),
+        })
     }
 
     /// Puts back all that was collected and is still in the trash.
@@ -111,24 +163,57 @@ impl Keep {
         self.0.progress.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Does what is due, until `stop`.
+    /// Does what is due, until `stop`, and makes room for those who find too little.
     pub async fn run(&self, stop: CancellationToken) {
         let working = async {
-            let mut looked = (Instant::now(), self.0.clock.now());
             loop {
                 tokio::time::sleep(LOOK_EVERY).await;
-                let now = (Instant::now(), self.0.clock.now());
-                let jumped = has_jumped(looked, now);
-                looked = now;
-                if let Err(why) = self.look(now.1, jumped).await {
-                    error!(error = &why as &dyn std::error::Error, "looking after what is kept failed: {why}");
-                }
+                self.tick().await;
             }
         };
         tokio::select! {
             () = working => {}
+            () = self.make_room_on_order() => {}
             () = self.scrub(stop.clone()) => {}
             () = stop.cancelled() => {}
+        }
+    }
+
+    /// Does now what is due: empties the trash, evicts, collects. [`Keep::run`] calls it in time. What is due is told by
+    /// time that the store has seen pass: a clock that was set wrong, before the start or since, throws nothing away.
+    pub async fn tick(&self) {
+        let told = |what: &str, outcome: Result<(), StoreError>| {
+            if let Err(why) = outcome {
+                error!(error = &why as &dyn std::error::Error, "{what} failed: {why}");
+            }
+        };
+        told("looking at the clock", self.0.store.watch_clock().await);
+        let Ok(_broom) = self.0.broom.try_lock() else { return };
+        told("emptying the trash", self.empty_trash_if_due().await);
+        told("eviction", self.evict(None).await);
+        told("collection", self.collect_if_due().await);
+    }
+
+    async fn make_room_on_order(&self) {
+        if !self.0.settings.evicts() {
+            return std::future::pending().await;
+        }
+        let mut orders = self.0.store.room_orders();
+        while let Some(order) = orders.recv().await {
+            let _broom = self.0.broom.lock().await;
+            if let Err(why) = self.evict(Some(order.bytes)).await {
+                error!(error = &why as &dyn std::error::Error, "no room could be made: {why}");
+            }
+            order.done();
+        }
+    }
+
+    /// Whoever calls it holds the broom.
+    async fn evict(&self, wanted: Option<u64>) -> Result<(), StoreError> {
+        let Inner { store, settings, clock, evictor, .. } = &*self.0;
+        match evictor.run(store, settings, clock, wanted).await? {
+            Some(report) if report.size_bytes > 0 => store.note_job(EVICT, &report.sum().to_text()).await,
+            _ => Ok(()),
         }
     }
 
@@ -174,60 +259,29 @@ impl Keep {
         Ok(())
     }
 
-    async fn empty_trash(&self) -> Result<u64, StoreError> {
-        let inner = &self.0;
-        inner.store.empty_trash(gc::before(inner.clock.now(), inner.settings.trash_for)).await
+    async fn empty_trash_if_due(&self) -> Result<(), StoreError> {
+        let Inner { store, settings, .. } = &*self.0;
+        let Some(before) = store.before(settings.trash_for.0) else { return Ok(()) };
+        store.empty_trash(before).await.map(drop)
     }
 
-    /// Empties the trash and collects, each if it is due and the clock can be believed. The trash is not emptied before
-    /// this process has run for as long as it keeps things: a clock that was set wrong while nobody looked must remove
-    /// nothing.
-    async fn look(&self, now: Timestamp, jumped: bool) -> Result<(), StoreError> {
-        let (inner, every) = (&self.0, self.0.settings.collect_every.0);
-        let Ok(_broom) = inner.broom.try_lock() else { return Ok(()) };
-        if !jumped && inner.started.elapsed() >= inner.settings.trash_for.0 {
-            self.empty_trash().await?;
-        }
-        if every.is_zero() {
+    async fn collect_if_due(&self) -> Result<(), StoreError> {
+        let Inner { store, settings, clock, .. } = &*self.0;
+        if settings.collect_every.0.is_zero() {
             return Ok(());
         }
-        let last = inner.store.job(COLLECT).await?.map(|(_, at)| at);
-        let Some(last) = last.filter(|last| *last <= now && !jumped) else {
-            // The first time, or a clock that cannot be believed: from now on.
-            if jumped {
-                warn!("the clock has jumped: the next collection waits its full time");
+        let last = match store.job(COLLECT).await? {
+            Some((_, at)) if at <= clock.now() => at,
+            // The first time, or a clock that was set back: from now on.
+            noted => {
+                let sum = noted.map(|(sum, _)| sum).unwrap_or_default();
+                return store.note_job(COLLECT, &sum).await;
             }
-            return inner.store.note_job(COLLECT, "").await;
         };
-        if now.duration_since(last).unsigned_abs() >= every {
-            gc::collect(&inner.store, &inner.settings, now, false).await?;
-            inner.store.note_job(COLLECT, "").await?;
+        let due = store.before(settings.collect_every.0).is_some_and(|before| last <= before);
+        match store.before(settings.grace.0) {
+            Some(since) if due => self.collect_since(since, false).await.map(drop),
+            _ => Ok(()),
         }
-        Ok(())
-    }
-}
-
-fn has_jumped(before: (Instant, Timestamp), now: (Instant, Timestamp)) -> bool {
-    let passed = SignedDuration::try_from(now.0.duration_since(before.0)).unwrap_or(SignedDuration::MAX);
-    now.1.duration_since(before.1).saturating_sub(passed).abs() > CLOCK_JUMP_MAX
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_clock_that_jumps_is_noticed_and_one_that_drifts_is_not() {
-        // Invariant 7
-        let (start, noon) = (Instant::now(), Timestamp::from_second(1_790_000_000).unwrap());
-        let later = |passed: u64, shown: i64| {
-            let shown = SignedDuration::from_secs(shown);
-            has_jumped((start, noon), (start + Duration::from_secs(passed), noon + shown))
-        };
-        assert!(!later(60, 60));
-        assert!(!later(60, 61));
-        assert!(!later(86_400, 86_400));
-        assert!(later(60, 86_400));
-        assert!(later(60, -86_400));
     }
 }

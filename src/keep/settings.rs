@@ -1,15 +1,17 @@
 //! `[keep]` of the settings.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::retain::{RetainRule, is_pattern};
 use crate::size::{Size, Span};
 
 /// Most digests of a tag's history that can be asked for: more are not remembered.
 pub const HISTORY_MAX: u32 = 32;
 
-/// `[keep]`: what is collected, and how long it can be put back.
+/// `[keep]`: what is collected, evicted and retired, and how long it can be put back.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct KeepSettings {
@@ -27,6 +29,12 @@ pub struct KeepSettings {
     pub scrub_every: Span,
     /// Bytes that it reads in a second, at most.
     pub scrub_rate: Size,
+    /// More than this is not kept, if what is above it can be fetched again; `0B`: no limit.
+    pub max_size: Size,
+    /// What the file system of the data folder is to keep free, as above; `0B`: no limit.
+    pub min_free: Size,
+    /// Which tags stay, by pattern of the repository as `sealock ls` names it; where there is none, all do.
+    pub retain: BTreeMap<String, RetainRule>,
 }
 
 impl KeepSettings {
@@ -48,7 +56,24 @@ impl KeepSettings {
                 return wrong(key, "write at most 366d".to_owned());
             }
         }
+        for (pattern, rule) in &self.retain {
+            if !is_pattern(pattern) {
+                let example = "`team/app`, a prefix such as `team/**`, or `**`";
+                return wrong(
+                    &format!("retain[{pattern}]"),
+                    format!("write a name as `sealock ls` shows it, such as {example}"),
+                );
+            }
+            if let Err((key, message)) = rule.check() {
+                return wrong(&format!("retain[{pattern}]{key}"), message);
+            }
+        }
         Ok(())
+    }
+
+    /// Whether anything is ever evicted.
+    pub fn evicts(&self) -> bool {
+        self.max_size.0 > 0 || self.min_free.0 > 0
     }
 }
 
@@ -65,6 +90,9 @@ impl Default for KeepSettings {
             keep_untagged: true,
             grace: day,
             trash_for: day,
+            max_size: Size(0),
+            min_free: Size(0),
+            retain: BTreeMap::new(),
         }
     }
 }

@@ -215,7 +215,8 @@ impl Slot {
         let stated = stream.as_ref().and_then(|stream| stream.size);
         let size = self.agreed_size(order, stated)?;
         // Found out before anybody reads: what does not fit passes through whole instead of breaking off half-way.
-        if let Err(why) = self.fills.store.check_room(size.unwrap_or(0).saturating_sub(staged.written())) {
+        let lacks = size.unwrap_or(0).saturating_sub(staged.written());
+        if let Err(why) = self.unless_stopped(self.fills.store.find_room(lacks)).await? {
             staged.discard();
             return Err(why.into());
         }

@@ -75,7 +75,7 @@ impl Push {
             Some(from) => store.blob(&from.repository, digest).await?.is_some(),
             None => self.is_held(digest).await?,
         };
-        if !readable || !store.grant_blob(repository, digest).await? {
+        if !readable || !store.mount_blob(repository, digest).await? {
             return Ok(false);
         }
         info!(%repository, %digest, "mounted {digest} in {repository}");

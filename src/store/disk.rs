@@ -5,12 +5,12 @@
 //! 3. A failed fsync is never tried again: the kernel may have dropped the pages and would say that all is well. The
 //!    store takes nothing more in, and the file is removed, so that no later start trusts what the page cache shows.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
@@ -31,8 +31,8 @@ pub struct Disk {
     sha512: File,
     /// Digests that have a [`Staged`](super::Staged) now.
     pub(super) claimed: Mutex<HashSet<Digest>>,
-    /// Uploads that are written to, or removed, now.
-    pub(super) uploads_open: Mutex<HashSet<UploadId>>,
+    /// Uploads that are written to, or removed, now; with the digest under which one is being kept.
+    pub(super) uploads_open: Mutex<HashMap<UploadId, Option<Digest>>>,
     manifests_staged: AtomicU64,
     read_only: AtomicBool,
     faults: Faults,
@@ -124,12 +124,26 @@ impl Disk {
     /// See [`Store::check_room`](super::Store::check_room).
     pub fn check_room(&self, bytes: u64) -> Result<(), StoreError> {
         let staging = self.staging();
-        let free = self.step(Step::Room).and_then(|()| Ok(rustix::fs::statvfs(&staging)?));
-        let free = free.map_err(|source| StoreError::io("look for room in", &staging, source))?;
-        if free.f_bavail.saturating_mul(free.f_frsize) >= bytes.saturating_add(ROOM_LEFT_BYTES) {
+        self.step(Step::Room).map_err(|source| StoreError::io("look for room in", &staging, source))?;
+        if self.free_bytes()? >= bytes.saturating_add(ROOM_LEFT_BYTES) {
             return Ok(());
         }
         Err(StoreError::Full(rustix::io::Errno::NOSPC.into()))
+    }
+
+    /// Bytes that are free for us on the file system.
+    pub fn free_bytes(&self) -> Result<u64, StoreError> {
+        let staging = self.staging();
+        let free =
+            rustix::fs::statvfs(&staging).map_err(|why| StoreError::io("look for room in", &staging, why.into()))?;
+        Ok(free.f_bavail.saturating_mul(free.f_frsize))
+    }
+
+    /// What is being filled, or kept from an upload, now.
+    pub fn in_use(&self) -> Vec<Digest> {
+        let filled = self.claimed.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect::<Vec<_>>();
+        let uploads = self.uploads_open.lock().unwrap_or_else(PoisonError::into_inner);
+        uploads.values().flatten().copied().chain(filled).collect()
     }
 
     pub fn step(&self, step: Step) -> io::Result<()> {

@@ -91,7 +91,7 @@ impl Store {
         self.erase(Erase::Release { repository: repository.clone(), tag: tag.clone() }).await
     }
 
-    async fn erase(&self, change: Erase) -> Result<bool, StoreError> {
+    pub(super) async fn erase(&self, change: Erase) -> Result<bool, StoreError> {
         self.0.writer.apply(Change::Erase(change)).await
     }
 }

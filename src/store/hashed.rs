@@ -139,3 +139,23 @@ impl std::fmt::Debug for HashedFile {
         f.debug_struct("HashedFile").field("path", &self.path).field("written", &self.written).finish_non_exhaustive()
     }
 }
+
+/// Known-answer test (FIPS 180-2, "abc"): a hash that is wrong on this machine would keep wrong bytes and lose right ones.
+pub fn check_hashes() -> Result<(), StoreError> {
+    let answers = [
+        (Algorithm::Sha256, "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"),
+        (
+            Algorithm::Sha512,
+            "sha512:ddaf35a193617abacc417349ae20413112e6fa4e89a97ea20a9eeee64b55d39a\
+             2192992a274fc1a836ba3c23a3feebbd454d4423643ce80e2a9ac94fa54ca49f",
+        ),
+    ];
+    for (algorithm, answer) in answers {
+        let computed = Digest::of(algorithm, b"abc");
+        if computed.to_string() != answer {
+            let why = "the hash of a known text is wrong on this machine";
+            return Err(StoreError::refused("trust", &computed, io::ErrorKind::InvalidData, why));
+        }
+    }
+    Ok(())
+}

@@ -17,7 +17,7 @@ const PAGE: usize = 500;
 const AT_ONCE: usize = 32;
 
 impl Store {
-    /// Writes the manifest's bytes as a blob file (durably), records it, its parts and subject, grants it in `repository`: visible only when all is done.
+    /// What a fill brings, and can bring again: writes the manifest's bytes as a blob file (durably), records it, its parts and subject, grants it in `repository`: visible only when all is done.
     pub async fn keep_manifest(
         &self,
         repository: &Repository,

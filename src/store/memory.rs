@@ -27,7 +27,7 @@ pub const DIGESTS_MAX: usize = 32_768;
 pub const TAGS_MAX: usize = 10_000;
 /// Most remembered repositories.
 pub const REPOSITORIES_MAX: usize = 4_096;
-/// Most last uses that wait to be written; further ones are lost.
+/// Most last uses that wait to be written; further ones wait for the next use.
 pub const USED_PENDING_MAX: usize = 4_096;
 /// A use is noted at most this often per digest.
 const USED_GRANULARITY_MS: i64 = 60_000;
@@ -190,10 +190,11 @@ impl Memory {
         if now_ms.saturating_sub(last_ms) < USED_GRANULARITY_MS {
             return;
         }
-        used_ms.store(now_ms, Ordering::Relaxed);
         let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        // What finds no room is noted by its next use.
         if used.len() < USED_PENDING_MAX {
             used.insert(*digest, now_ms);
+            used_ms.store(now_ms, Ordering::Relaxed);
         }
     }
 
@@ -201,6 +202,11 @@ impl Memory {
     pub fn used_of(&self, digests: &[Digest]) -> Vec<(Digest, i64)> {
         let used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
         digests.iter().filter_map(|digest| Some((*digest, *used.get(digest)?))).collect()
+    }
+
+    /// What was asked for since last uses were written, and when.
+    pub fn used_all(&self) -> Vec<(Digest, i64)> {
+        self.used.lock().unwrap_or_else(PoisonError::into_inner).iter().map(|(digest, at)| (*digest, *at)).collect()
     }
 
     /// The last uses that were noted since the last call.

@@ -18,17 +18,22 @@
 //! * Starting is recovering: a file without a row means nothing, a row without its file is reported and is not kept.
 //! * What was read once is read from bounded memory ([`memory`]), which follows every commit.
 
+mod age;
 mod catalog;
 mod check;
 mod disk;
 mod erasing;
 mod error;
+mod evict;
 mod faults;
 mod hashed;
+mod ledger;
 mod lock;
 mod manifests;
 mod memory;
 mod records;
+mod retire;
+mod room;
 mod scrub;
 mod staged;
 mod staging;
@@ -36,8 +41,6 @@ mod sweep;
 mod trash;
 mod upload;
 
-use std::io;
-use std::net::IpAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -49,12 +52,15 @@ pub use catalog::tags::HISTORY_MAX;
 pub use catalog::wanted::WANTED_MAX;
 pub use erasing::Rollback;
 pub use error::{KeepError, StoreError};
+pub use evict::EVICTABLE_MAX;
 #[doc(hidden)]
 pub use faults::{Faults, Step};
 pub use records::{
-    CollectRules, Garbage, GarbageKind, KeptBlob, KeptManifest, Pushing, ReferrersPage, TagLine, TagMove, TagRecord,
-    TagSource, Totals, Trashed, Wanted,
+    CollectRules, EvictRules, Evictable, Evicted, Garbage, GarbageKind, KeptBlob, KeptManifest, Origins, Pushing,
+    ReferrersPage, TagLine, TagMove, TagRecord, TagSource, Totals, Trashed, Wanted,
 };
+pub use retire::{RETIRE_TAGS_MAX, TagFacts};
+pub use room::{ROOM_ORDERS_MAX, ROOM_WAIT_MAX, RoomOrder};
 pub use scrub::Verdict;
 pub use staged::Staged;
 pub use staging::{STAGED_BYTES_MAX, STAGED_FILES_MAX};
@@ -62,13 +68,13 @@ pub use sweep::{GARBAGE_MAX, Restored};
 pub use upload::{InvalidUploadId, UPLOAD_AGE_MAX, UPLOAD_REST_MAX, UPLOADS_MAX, Upload, UploadError, UploadId};
 
 use catalog::writer::{Change, Writer};
-use catalog::{Pool, read, report, tags, wanted};
+use catalog::{Pool, read, report, tags};
 use disk::{Disk, Found};
 use memory::{HeldBlob, HeldManifest, Memory, RepositoryId};
 
 use crate::clock::Clock;
 use crate::names::{Origin, Repository};
-use crate::oci::{Algorithm, Content, Descriptor, Digest, Manifest, Tag};
+use crate::oci::{Content, Descriptor, Digest, Manifest, Tag};
 
 /// Room that fills leave on the disk, in bytes: the catalog and the audit file go on when it is full.
 pub const ROOM_LEFT_BYTES: u64 = 64 << 20;
@@ -85,6 +91,8 @@ struct Inner {
     readers: Pool,
     writer: Writer,
     clock: Clock,
+    ages: age::Ages,
+    room: room::Desk,
     closing: CancellationToken,
     check: Mutex<Option<JoinHandle<()>>>,
 }
@@ -99,7 +107,7 @@ impl Store {
     /// [`Store::open`] on a disk that fails on order.
     #[doc(hidden)]
     pub async fn open_faulty(data: &Path, clock: Clock, faults: Faults) -> Result<Self, StoreError> {
-        check_hashes()?;
+        hashed::check_hashes()?;
         let data = data.to_owned();
         let disk = blocking(move || {
             let disk = Disk::open(&data, faults)?;
@@ -118,8 +126,9 @@ impl Store {
         blocking(move || synced.sync_names()).await?;
         let memory = Arc::new(Memory::new());
         let writer = Writer::start(connection, disk.clone(), memory.clone(), clock.clone());
-        let (closing, check) = (CancellationToken::new(), Mutex::default());
-        let store = Self(Arc::new(Inner { disk, memory, readers, writer, clock, closing, check }));
+        let ages = age::Ages::load(&readers, &writer, clock.clone()).await?;
+        let (closing, check, room) = (CancellationToken::new(), Mutex::default(), room::Desk::default());
+        let store = Self(Arc::new(Inner { disk, memory, readers, writer, clock, ages, room, closing, check }));
         if let Err(why) = store.expire_uploads().await {
             tracing::error!(error = &why as &dyn std::error::Error, "uploads that nobody went on with stay");
         }
@@ -147,12 +156,22 @@ impl Store {
         self.0.writer.apply(Change::KeepBlob { repository, blob: digest, size, upload: None }).await.map(drop)
     }
 
-    /// Grants a blob that is kept already. `false`: it is not kept.
+    /// Grants a blob that is kept already, and that upstream has there. `false`: it is not kept.
     pub async fn grant_blob(&self, repository: &Repository, digest: &Digest) -> Result<bool, StoreError> {
+        self.grant(repository, digest, true).await
+    }
+
+    /// As [`Store::grant_blob`], for a client.
+    pub async fn mount_blob(&self, repository: &Repository, digest: &Digest) -> Result<bool, StoreError> {
+        self.grant(repository, digest, false).await
+    }
+
+    async fn grant(&self, repository: &Repository, digest: &Digest, filled: bool) -> Result<bool, StoreError> {
         if !self.has_blob(digest).await? {
             return Ok(false);
         }
-        self.0.writer.apply(Change::GrantBlob { repository: repository.clone(), blob: *digest }).await
+        let filled = filled && repository.origin != Origin::Local;
+        self.0.writer.apply(Change::GrantBlob { repository: repository.clone(), blob: *digest, filled }).await
     }
 
     /// An error if the catalog cannot be read.
@@ -280,24 +299,6 @@ impl Store {
         read::has_repository(&self.0.readers, id).await
     }
 
-    // -- wanted (bounded: WANTED_MAX rows, the longest unasked go first)
-
-    pub async fn note_wanted(&self, name: &str, reference: &str, client: IpAddr) -> Result<(), StoreError> {
-        let (name, reference) = (name.to_owned(), reference.to_owned());
-        self.0.writer.apply(Change::NoteWanted { name, reference, client }).await.map(drop)
-    }
-
-    /// It is kept now: no longer wanted.
-    pub async fn forget_wanted(&self, name: &str, reference: &str) -> Result<(), StoreError> {
-        let (name, reference) = (name.to_owned(), reference.to_owned());
-        self.0.writer.apply(Change::ForgetWanted { name, reference }).await.map(drop)
-    }
-
-    /// The last asked for first.
-    pub async fn wanted(&self) -> Result<Vec<Wanted>, StoreError> {
-        wanted::list(&self.0.readers).await
-    }
-
     // -- reports
 
     /// Tags in byte order, of one origin or all, in repositories whose name begins with `name_prefix`.
@@ -326,6 +327,9 @@ impl Store {
             && let Err(why) = check.await
         {
             tracing::error!(error = %why, "the check of the kept files ended badly");
+        }
+        if let Err(why) = self.0.ages.note(&self.0.writer).await {
+            tracing::warn!(error = %why, "how much time has passed could not be written: things grow old later");
         }
         // The writer last: the one that closes last folds the write-ahead log into the catalog.
         self.0.readers.close().await;
@@ -427,24 +431,4 @@ async fn blocking<T: Send + 'static>(
             Err(why) => Err(StoreError::catalog(why)),
         },
     }
-}
-
-/// Known-answer test (FIPS 180-2, "abc"): a hash that is wrong on this machine would keep wrong bytes and lose right ones.
-fn check_hashes() -> Result<(), StoreError> {
-    let answers = [
-        (Algorithm::Sha256, "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"),
-        (
-            Algorithm::Sha512,
-            "sha512:ddaf35a193617abacc417349ae20413112e6fa4e89a97ea20a9eeee64b55d39a\
-             2192992a274fc1a836ba3c23a3feebbd454d4423643ce80e2a9ac94fa54ca49f",
-        ),
-    ];
-    for (algorithm, answer) in answers {
-        let computed = Digest::of(algorithm, b"abc");
-        if computed.to_string() != answer {
-            let why = "the hash of a known text is wrong on this machine";
-            return Err(StoreError::refused("trust", &computed, io::ErrorKind::InvalidData, why));
-        }
-    }
-    Ok(())
 }

@@ -91,8 +91,12 @@ pub struct Wanted {
     pub count: u64,
 }
 
+/// Hosts of upstreams that may be asked now.
+#[derive(Clone, Debug, Default)]
+pub struct Origins(Vec<Arc<str>>);
+
 /// What a collection leaves alone.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct CollectRules {
     /// Digests of each tag's history that stay, the newest first.
     pub history: u32,
@@ -100,10 +104,41 @@ pub struct CollectRules {
     pub keep_untagged: bool,
     /// What was kept or used since then stays.
     pub since: Timestamp,
+    /// What came from other upstreams cannot be fetched again now: without a tag, too, it stays.
+    pub open: Origins,
+}
+
+/// What an eviction leaves alone.
+#[derive(Clone, Debug)]
+pub struct EvictRules {
+    /// What was kept or used since then stays.
+    pub since: Timestamp,
+    /// Only what came from these goes.
+    pub open: Origins,
+}
+
+/// A manifest, with what only it needs, or a blob that no manifest names, that can be fetched again.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Evictable {
+    pub digest: Digest,
+    pub kind: GarbageKind,
+    /// When anything of it was last used.
+    pub used_at: Timestamp,
+}
+
+/// What went of a unit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Evicted {
+    pub unit: Evictable,
+    pub manifests: u64,
+    pub blobs: u64,
+    pub size_bytes: u64,
+    /// `repository:tag` of those that resolve here only once it has been fetched again.
+    pub tags: Vec<String>,
 }
 
 /// What a line of garbage is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum GarbageKind {
     Blob,
@@ -130,8 +165,8 @@ pub struct Trashed {
     pub size_bytes: u64,
     /// Of a manifest.
     pub media_type: Option<MediaType>,
-    /// Where it could be read.
-    pub repositories: Vec<Repository>,
+    /// Where it could be read, and whether it had come from there.
+    pub repositories: Vec<(Repository, bool)>,
     pub thrown_at: Timestamp,
 }
 
@@ -162,6 +197,19 @@ pub struct Totals {
     pub size_bytes: u64,
     pub staged_bytes: u64,
     pub incomplete_tags: u64,
+}
+
+impl Origins {
+    /// In the catalog's text each host stands between spaces, which no host has.
+    pub(super) fn text(&self) -> String {
+        self.0.iter().map(|host| format!(" {host} ")).collect()
+    }
+}
+
+impl FromIterator<Arc<str>> for Origins {
+    fn from_iter<I: IntoIterator<Item = Arc<str>>>(hosts: I) -> Self {
+        Self(hosts.into_iter().collect())
+    }
 }
 
 impl CollectRules {

@@ -89,7 +89,7 @@ impl Store {
         let mut thrown = Vec::new();
         for batch in garbage.chunk_by(|a, b| a.kind == b.kind).flat_map(|same| same.chunks(LIST_MAX)) {
             let digests = batch.iter().map(|one| one.digest).collect();
-            let sweep = Sweep { kind: batch[0].kind, digests, rules: *rules, gone: Mutex::default() };
+            let sweep = Sweep { kind: batch[0].kind, digests, rules: rules.clone(), gone: Mutex::default() };
             let sweep = Arc::new(sweep);
             self.0.writer.apply(Change::Sweep(sweep.clone())).await?;
             let gone = std::mem::take(&mut *sweep.gone.lock().unwrap_or_else(PoisonError::into_inner));
@@ -152,12 +152,7 @@ impl Store {
     /// Removes for good what was thrown away before `before`; returns how many bytes that freed.
     pub async fn empty_trash(&self, before: Timestamp) -> Result<u64, StoreError> {
         self.0.writer.apply(Change::ExpireTrash { before_ms: before.as_millisecond() }).await?;
-        let disk = self.0.disk.clone();
-        for some in blocking(move || disk.trash_files()).await?.chunks(LIST_MAX) {
-            self.0.writer.apply(Change::RemoveTrash(some.to_vec())).await?;
-        }
-        let disk = self.0.disk.clone();
-        blocking(move || disk.remove_marked()).await
+        self.remove_unknown_trash().await
     }
 
     /// What the job noted last, and when.

@@ -4,6 +4,7 @@
 //! hash had come to after them, so that a restart goes on without reading them again. What the file has beyond that
 //! does not count; a file that has less is no upload any more.
 
+use std::collections::hash_map::Entry;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::{Arc, PoisonError};
@@ -146,10 +147,10 @@ impl Store {
 }
 
 impl Inner {
-    /// Ends at most `limit` uploads that nobody writes to and that were untouched for `age`.
+    /// Ends at most `limit` uploads that nobody writes to and that were untouched for `age`, by time that was seen to pass.
     async fn remove_untouched(&self, age: SignedDuration, limit: usize) -> Result<u64, StoreError> {
-        let before_ms = self.clock.now().as_millisecond().saturating_sub(age.as_millis() as i64);
-        let mut removed = 0;
+        let Some(before) = self.ages.before(age.unsigned_abs()) else { return Ok(0) };
+        let (before_ms, mut removed) = (before.as_millisecond(), 0);
         for id in uploads::untouched(&self.readers, before_ms).await? {
             if removed == limit as u64 {
                 break;
@@ -227,6 +228,7 @@ impl Upload {
 
     async fn place(self, expected: Digest) -> Result<KeptBlob, KeepError> {
         let Self { inner, claim, repository, hashed, .. } = self;
+        claim.names(expected);
         let disk = inner.disk.clone();
         let placed = blocking(move || {
             let actual = hashed.digest_as(expected.algorithm())?;
@@ -291,7 +293,18 @@ fn finished<T, E: From<StoreError>>(outcome: Result<Result<T, E>, tokio::task::J
 impl Claim {
     fn take(disk: &Arc<Disk>, id: UploadId) -> Option<Self> {
         let mut open = disk.uploads_open.lock().unwrap_or_else(PoisonError::into_inner);
-        open.insert(id).then(|| Self { disk: disk.clone(), id })
+        match open.entry(id) {
+            Entry::Occupied(_) => None,
+            Entry::Vacant(free) => {
+                free.insert(None);
+                Some(Self { disk: disk.clone(), id })
+            }
+        }
+    }
+
+    /// Its file is about to get the name of `digest`, and nobody else is to take that away before its row is there.
+    fn names(&self, digest: Digest) {
+        self.disk.uploads_open.lock().unwrap_or_else(PoisonError::into_inner).insert(self.id, Some(digest));
     }
 
     async fn remove_file(self) -> Result<(), StoreError> {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use sealock::config::{LogSettings, PullSettings, RouteSettings, Settings};
 use sealock::gate::{AuditSettings, GateSettings, WindowSettings};
-use sealock::keep::KeepSettings;
+use sealock::keep::{KeepSettings, RetainRule};
 use sealock::push::PushSettings;
 use sealock::server::ServerSettings;
 use sealock::tls::{PairSettings, TlsSettings};
@@ -84,6 +84,9 @@ fn the_reference_has_every_key_and_its_default() {
             assert!(there, "conf/sealock.toml lacks `{key}` under {heading}");
         }
     }
+    for key in keys::<RetainRule>() {
+        assert!(reference.contains(&format!("\n# {key} = ")), "conf/sealock.toml lacks `{key}` of [keep.retain]");
+    }
     for key in keys::<WindowSettings>() {
         assert!(section(&reference, "[gate]").contains(&format!("{key} = ")), "no window key `{key}`");
     }
@@ -139,6 +142,14 @@ fn a_wrong_setting_is_one_line_with_file_line_and_key() {
             "site.toml:3: tls.client_auth: unknown variant `maybe`",
         ),
         ("[gate]\nmode = \"ajar\"", "site.toml:2: gate.mode"),
+        (
+            "[keep.retain.\"team.one/**\"]\nnewest = 0",
+            "site.toml:2: keep.retain.\"team.one/**\".newest: write 1 or more",
+        ),
+        ("[keep.retain.\"team*\"]\nnewest = 1", "site.toml:1: keep.retain.\"team*\": write a name as `sealock ls`"),
+        ("[keep.retain.x]\nnewest = 1\nby = \"age\"", "site.toml:3: keep.retain.x.by: unknown variant `age`"),
+        ("[keep.retain.x]\nby = \"moved\"", "site.toml:1: keep.retain.x: missing field `newest`"),
+        ("[keep]\nmax_size = 5", "site.toml:2: keep.max_size"),
         ("[keep]\nhistory = 0", "site.toml:2: keep.history: write a number from 1 to 32"),
         ("[keep]\ncollect_every = \"5s\"", "site.toml:2: keep.collect_every: write `1m` or more"),
         ("[upstream.x]\nusername = \"u\"", "site.toml:1: upstream.x: missing field `host`"),

@@ -11,6 +11,7 @@ mod conf;
 mod gate;
 mod http_edge;
 mod http_registry;
+mod keep_evict;
 mod layers;
 mod pull;
 mod push;

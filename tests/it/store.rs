@@ -2,15 +2,18 @@
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test's helpers fail the test")]
 
+mod ages;
 mod completeness;
 mod content;
 mod crash;
 mod crash_push;
 mod disk;
 mod erasing;
+mod evict;
 mod full;
 mod referrers;
 mod reports;
+mod retire;
 mod scrub;
 mod sha512;
 mod sweep;
@@ -24,9 +27,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use sealock::clock::Clock;
+use sealock::gate::{Gate, GateSettings, Mode};
+use sealock::keep::{Keep, KeepSettings};
 use sealock::names::{Origin, Repository};
 use sealock::oci::{Algorithm, Digest, Manifest, MediaType, Tag};
 use sealock::store::{Faults, KeepError, KeptBlob, KeptManifest, Store, StoreError, TagSource};
+use sealock::upstream::{Upstream, UpstreamSettings};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -62,6 +68,16 @@ impl Site {
         drop(store);
         let store = Store::open_faulty(&folder.path().join("data"), clock.clone(), faults.clone()).await.unwrap();
         Self { folder, clock, faults, store }
+    }
+
+    /// The jobs, beside an upstream `far.test` that is never reached, and a gate that stands so.
+    fn jobs_at(&self, settings: KeepSettings, mode: Mode) -> Keep {
+        let folder = self.folder.path().join(format!("gate-{}", fastrand::u64(..)));
+        fs::create_dir_all(&folder).unwrap();
+        let gate = GateSettings { mode, ..GateSettings::default() };
+        let gate = Gate::load(&gate, &folder, self.clock.clone()).unwrap();
+        let far = Upstream::new("far", &UpstreamSettings::for_host("far.test"), &gate, &self.clock).unwrap();
+        Keep::with_upstreams(self.store.clone(), settings, self.clock.clone(), gate, [Arc::new(far)])
     }
 
     fn data(&self) -> PathBuf {

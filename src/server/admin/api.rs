@@ -144,6 +144,7 @@ impl Office {
             warnings: source.warnings.iter().cloned().chain(warnings).collect(),
             gate: source.gate.status(),
             totals: source.store.totals().await?,
+            keep: source.keep.status().await?,
             under_way: source.pull.under_way(),
             wanted: source.store.wanted().await?.len(),
             routes: routes.map(|(pattern, upstream, repository)| RouteLine { pattern, upstream, repository }).collect(),

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::gate::GateStatus;
+use crate::keep::KeepStatus;
 use crate::oci::Digest;
 use crate::store::{TagMove, Totals};
 use crate::tls::Shown;
@@ -103,6 +104,9 @@ pub struct StatusReport {
     pub warnings: Vec<String>,
     pub gate: GateStatus,
     pub totals: Totals,
+    /// How short room is, and what the jobs did last.
+    #[serde(default)]
+    pub keep: KeepStatus,
     /// Fills, fetches and prefetches under way or waiting.
     pub under_way: usize,
     /// Names that were asked for and could not be had.

@@ -41,11 +41,12 @@ pub async fn keep_blob(
     to: &Repository,
     blob: &Digest,
     size: u64,
+    filled: bool,
     now_ms: i64,
     touched: &mut Touched,
 ) -> Result<(), StoreError> {
     record_blob(c, blob, size, now_ms, touched).await?;
-    grant_blob(c, to, blob, touched).await
+    grant_blob(c, to, blob, filled, touched).await
 }
 
 /// Records a blob whose file is durable.
@@ -67,16 +68,20 @@ pub async fn record_blob(
     Ok(())
 }
 
-/// Makes a kept blob readable in `to`, also where it was deleted.
+/// Makes a kept blob readable in `to`, also where it was deleted. `filled`: it came from there, and can be fetched again;
+/// what was ever brought by other ways counts as brought.
 pub async fn grant_blob(
     c: &mut Connection,
     to: &Repository,
     blob: &Digest,
+    filled: bool,
     touched: &mut Touched,
 ) -> Result<(), StoreError> {
     let id = repository(c, to).await?;
-    let sql = "INSERT INTO blob_grant (repository, digest) VALUES ($1, $2) ON CONFLICT DO NOTHING";
-    sqlx::query(sql).bind(id).bind(blob.to_string()).execute(&mut *c).await.map_err(StoreError::catalog)?;
+    let sql = "INSERT INTO blob_grant (repository, digest, filled) VALUES ($1, $2, $3)
+        ON CONFLICT (repository, digest) DO UPDATE SET filled = FALSE WHERE blob_grant.filled AND NOT excluded.filled";
+    let granted = sqlx::query(sql).bind(id).bind(blob.to_string()).bind(filled).execute(&mut *c).await;
+    granted.map_err(StoreError::catalog)?;
     for sql in [
         "DELETE FROM blob_deleted WHERE repository = $1 AND digest = $2",
         // It need not be put back here; and if it is deleted here from now on, it must not be.
@@ -88,21 +93,23 @@ pub async fn grant_blob(
     Ok(())
 }
 
-/// Makes a kept manifest readable in `to`, also where it was deleted.
+/// Makes a kept manifest readable in `to`, also where it was deleted. `filled` is as for [`grant_blob`].
 pub async fn grant_manifest(
     c: &mut Connection,
     to: RepositoryId,
     manifest: &Digest,
+    filled: bool,
     touched: &mut Touched,
 ) -> Result<(), StoreError> {
-    let (text, mut changed) = (manifest.to_string(), 0);
-    for sql in [
-        "INSERT INTO manifest_grant (repository, digest) VALUES ($1, $2) ON CONFLICT DO NOTHING",
-        "DELETE FROM manifest_deleted WHERE repository = $1 AND digest = $2",
-    ] {
-        let made = sqlx::query(sql).bind(to).bind(&text).execute(&mut *c).await;
-        changed += made.map_err(StoreError::catalog)?.rows_affected();
-    }
+    let text = manifest.to_string();
+    let sql = "INSERT INTO manifest_grant (repository, digest, filled) VALUES ($1, $2, $3)
+        ON CONFLICT (repository, digest) DO UPDATE SET filled = FALSE
+            WHERE manifest_grant.filled AND NOT excluded.filled";
+    let granted = sqlx::query(sql).bind(to).bind(&text).bind(filled).execute(&mut *c).await;
+    let mut changed = granted.map_err(StoreError::catalog)?.rows_affected();
+    let sql = "DELETE FROM manifest_deleted WHERE repository = $1 AND digest = $2";
+    let revived = sqlx::query(sql).bind(to).bind(&text).execute(&mut *c).await;
+    changed += revived.map_err(StoreError::catalog)?.rows_affected();
     let sql = "DELETE FROM trash_grant WHERE repository = $1 AND digest = $2 AND kind = 'manifest'";
     sqlx::query(sql).bind(to).bind(&text).execute(&mut *c).await.map_err(StoreError::catalog)?;
     touched.manifest_grant(to, *manifest);
@@ -120,12 +127,13 @@ pub async fn keep_manifest(
     c: &mut Connection,
     to: &Repository,
     manifest: &Manifest,
+    filled: bool,
     now_ms: i64,
     touched: &mut Touched,
 ) -> Result<(), StoreError> {
     let id = repository(c, to).await?;
     record_manifest(c, manifest, now_ms, touched).await?;
-    grant_manifest(c, id, &manifest.digest, touched).await
+    grant_manifest(c, id, &manifest.digest, filled, touched).await
 }
 
 /// Records a manifest whose file is durable, with its parts.

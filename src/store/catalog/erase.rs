@@ -8,13 +8,18 @@ use super::{Connection, Pool, content, digest, integer, read, tags, time};
 use crate::names::{Origin, Repository};
 use crate::oci::{Digest, Tag};
 use crate::store::memory::RepositoryId;
-use crate::store::{StoreError, TagMove, TagSource};
+use crate::store::{StoreError, TagFacts, TagMove, TagSource};
 
 #[derive(Clone, Debug)]
 pub enum Erase {
     Tag {
         repository: Repository,
         tag: Tag,
+    },
+    /// If it is still so, not pinned, and not the last one.
+    Retire {
+        repository: Repository,
+        tag: TagFacts,
     },
     Manifest {
         repository: Repository,
@@ -44,6 +49,7 @@ pub enum Erase {
 /// Returns whether there was what the change is about.
 pub async fn make(c: &mut Connection, change: &Erase, now_ms: i64, touched: &mut Touched) -> Result<bool, StoreError> {
     let (Erase::Tag { repository, .. }
+    | Erase::Retire { repository, .. }
     | Erase::Manifest { repository, .. }
     | Erase::Blob { repository, .. }
     | Erase::Rollback { repository, .. }
@@ -52,6 +58,7 @@ pub async fn make(c: &mut Connection, change: &Erase, now_ms: i64, touched: &mut
     let Some(id) = read::repository(&mut *c, repository).await? else { return Ok(false) };
     match change {
         Erase::Tag { tag, .. } => tag_goes(c, id, tag, now_ms, touched).await,
+        Erase::Retire { tag, .. } => retire(c, id, tag, now_ms, touched).await,
         Erase::Manifest { manifest, .. } => manifest_goes(c, id, manifest, now_ms, touched).await,
         Erase::Blob { blob, .. } => blob_goes(c, id, blob, now_ms, touched).await,
         Erase::Rollback { tag, to, .. } => rollback(c, id, repository, tag, to, now_ms, touched).await,
@@ -80,6 +87,21 @@ async fn tag_goes(
     tags::remember(c, id, tag.as_str(), None, tags::source(&source)?, now_ms).await?;
     touched.tag(id, tag.clone());
     Ok(true)
+}
+
+async fn retire(
+    c: &mut Connection,
+    id: RepositoryId,
+    tag: &TagFacts,
+    now_ms: i64,
+    touched: &mut Touched,
+) -> Result<bool, StoreError> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM tag WHERE repository = $1 AND name = $2 AND digest = $3 AND source = $4
+            AND moved_at = $5 AND NOT pinned)
+        AND EXISTS (SELECT 1 FROM tag WHERE repository = $1 AND name <> $2)";
+    let same = sqlx::query_scalar(sql).bind(id).bind(tag.name.as_str()).bind(tag.digest.to_string());
+    let same = same.bind(tag.source.as_str()).bind(tag.moved_at.as_millisecond()).fetch_one(&mut *c).await;
+    if same.map_err(StoreError::catalog)? { tag_goes(c, id, &tag.name, now_ms, touched).await } else { Ok(false) }
 }
 
 async fn manifest_goes(
@@ -152,7 +174,8 @@ async fn rollback(
     let found: Option<String> = found.map_err(StoreError::catalog)?;
     let Some(source) = found else { return Ok(false) };
     let source = tags::source(&source)?;
-    content::grant_manifest(c, id, to, touched).await?;
+    // Whoever turns back to it wants it, wherever it came from.
+    content::grant_manifest(c, id, to, false, touched).await?;
     tags::set(c, id, tag, to, source, now_ms, touched).await?;
     // Else the next fill would take it back to where upstream is.
     if source == TagSource::Filled && repository.origin != Origin::Local {

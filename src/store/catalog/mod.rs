@@ -6,6 +6,7 @@
 pub mod complete;
 pub mod content;
 pub mod erase;
+pub mod evict;
 pub mod job;
 #[cfg(test)]
 mod plans;

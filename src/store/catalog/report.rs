@@ -94,3 +94,10 @@ pub async fn totals(readers: &Pool) -> Result<Totals, StoreError> {
         incomplete_tags: count("incomplete_tags")?,
     })
 }
+
+/// Bytes of kept blobs and manifests.
+pub async fn kept_bytes(readers: &Pool) -> Result<u64, StoreError> {
+    let sql = "SELECT (SELECT CAST(COALESCE(SUM(size), 0) AS BIGINT) FROM blob)
+        + (SELECT CAST(COALESCE(SUM(size), 0) AS BIGINT) FROM manifest)";
+    Ok(number(sqlx::query_scalar(sql).fetch_one(readers).await?))
+}

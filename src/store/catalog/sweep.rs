@@ -22,8 +22,17 @@ pub const LIST_MAX: usize = 200;
 /// Most keepers that are visited for one batch; beyond that all of it stays.
 const REACHED_MAX: usize = 50_000;
 
+/// Whether the host `$origin` is among `$open`, as [`Origins::text`](crate::store::Origins) writes them.
+macro_rules! is_open {
+    ($origin:literal, $open:literal) => {
+        concat!("(LENGTH(REPLACE(", $open, ", ' ' || ", $origin, " || ' ', '')) < LENGTH(", $open, "))")
+    };
+}
+pub(super) use is_open;
+
 /// Whether the manifest `$x` is a root. `$1`: digests of a tag's history that count, `$2`: whether what was never named
-/// by a pushed tag stays, `$3`: since when nothing goes, in milliseconds.
+/// by a pushed tag stays, `$3`: since when nothing goes, in milliseconds, `$4`: the hosts that can be asked again for
+/// what came from them, of which alone such a thing goes.
 macro_rules! is_root {
     ($x:literal) => {
         concat!(
@@ -56,9 +65,11 @@ macro_rules! is_root {
                         WHERE n.repository = h.repository AND n.tag = h.tag AND n.position > h.position AND ",
             is_whole_in!("n.repository", "n.digest"),
             "))))
-            OR ($2 AND EXISTS (SELECT 1 FROM manifest_grant g WHERE g.digest = ",
+            OR EXISTS (SELECT 1 FROM manifest_grant g JOIN repository r ON r.id = g.repository WHERE g.digest = ",
             $x,
-            "
+            " AND ($2 OR (r.origin <> '' AND NOT ",
+            is_open!("r.origin", "$4"),
+            "))
                 AND NOT EXISTS (SELECT 1 FROM tag_history h
                     WHERE h.repository = g.repository AND h.digest = g.digest AND h.source = 'pushed')
                 AND NOT EXISTS (SELECT 1 FROM keeps k JOIN manifest km ON km.digest = k.keeper WHERE k.kept = ",
@@ -66,7 +77,7 @@ macro_rules! is_root {
             "
                     AND (NOT EXISTS (SELECT 1 FROM manifest_grant kg WHERE kg.digest = k.keeper)
                         OR EXISTS (SELECT 1 FROM manifest_grant kg
-                            WHERE kg.repository = g.repository AND kg.digest = k.keeper))))))"
+                            WHERE kg.repository = g.repository AND kg.digest = k.keeper)))))"
         )
     };
 }
@@ -92,18 +103,19 @@ pub async fn garbage(readers: &Pool, rules: &CollectRules, limit: usize) -> Resu
         live!(),
         "SELECT m.digest, m.size, (SELECT MIN(CASE r.origin WHEN '' THEN r.name ELSE r.origin || '/' || r.name END)
             FROM manifest_grant g JOIN repository r ON r.id = g.repository WHERE g.digest = m.digest) AS repository
-        FROM manifest m WHERE m.digest NOT IN (SELECT digest FROM live) LIMIT $4"
+        FROM manifest m WHERE m.digest NOT IN (SELECT digest FROM live) LIMIT $5"
     );
     let blobs = concat!(
         live!(),
         "SELECT b.digest, b.size, (SELECT MIN(CASE r.origin WHEN '' THEN r.name ELSE r.origin || '/' || r.name END)
             FROM blob_grant g JOIN repository r ON r.id = g.repository WHERE g.digest = b.digest) AS repository
-        FROM blob b WHERE b.kept_at < $3 AND b.used_at < $3 AND b.digest NOT IN (SELECT digest FROM live) LIMIT $4"
+        FROM blob b WHERE b.kept_at < $3 AND b.used_at < $3 AND b.digest NOT IN (SELECT digest FROM live) LIMIT $5"
     );
     let mut found = Vec::new();
     for (kind, sql) in [(GarbageKind::Manifest, manifests), (GarbageKind::Blob, blobs)] {
         let left = integer((limit - found.len()) as u64);
-        let rows = sqlx::query(sql).bind(rules.history).bind(rules.keep_untagged).bind(rules.since_ms()).bind(left);
+        let rows = sqlx::query(sql).bind(rules.history).bind(rules.keep_untagged).bind(rules.since_ms());
+        let rows = rows.bind(rules.open.text()).bind(left);
         for row in rows.fetch_all(readers).await? {
             let repository = row.try_get("repository")?;
             found.push(Garbage {
@@ -193,11 +205,11 @@ async fn alive(c: &mut Connection, digests: &[String], rules: &CollectRules) -> 
 async fn roots(c: &mut Connection, digests: &[String], rules: &CollectRules) -> Result<Vec<String>, StoreError> {
     let mut roots = Vec::new();
     for some in digests.chunks(LIST_MAX) {
-        let asked: Vec<String> = (0..some.len()).map(|number| format!("(${})", number + 4)).collect();
+        let asked: Vec<String> = (0..some.len()).map(|number| format!("(${})", number + 5)).collect();
         let (asked, is_root) = (asked.join(","), is_root!("x.digest"));
         let sql = format!("WITH asked (digest) AS (VALUES {asked}) SELECT x.digest FROM asked x WHERE {is_root}");
         let mut query = sqlx::query_scalar(AssertSqlSafe(sql));
-        query = query.bind(rules.history).bind(rules.keep_untagged).bind(rules.since_ms());
+        query = query.bind(rules.history).bind(rules.keep_untagged).bind(rules.since_ms()).bind(rules.open.text());
         for digest in some {
             query = query.bind(digest);
         }
@@ -319,9 +331,9 @@ async fn note_in_trash(
 ) -> Result<Vec<Digest>, StoreError> {
     let (row, grants) = match kind {
         GarbageKind::Manifest => {
-            ("'manifest', size, media_type, {now} FROM manifest", "'manifest', repository FROM manifest_grant")
+            ("'manifest', size, media_type, {now} FROM manifest", "'manifest', repository, filled FROM manifest_grant")
         }
-        GarbageKind::Blob => ("'blob', size, NULL, {now} FROM blob", "'blob', repository FROM blob_grant"),
+        GarbageKind::Blob => ("'blob', size, NULL, {now} FROM blob", "'blob', repository, filled FROM blob_grant"),
         GarbageKind::File => return Ok(Vec::new()),
     };
     let (row, list) = (row.replace("{now}", &now_ms.to_string()), placeholders(1, dead.len()));
@@ -332,7 +344,7 @@ async fn note_in_trash(
     let rows = bound(&sql, dead).fetch_all(&mut *c).await?;
     let gone: Result<Vec<Digest>, StoreError> = rows.iter().map(|row| digest(row.try_get(0)?)).collect();
     let sql = format!(
-        "INSERT INTO trash_grant (digest, kind, repository) SELECT digest, {grants} WHERE digest IN ({list})
+        "INSERT INTO trash_grant (digest, kind, repository, filled) SELECT digest, {grants} WHERE digest IN ({list})
         ON CONFLICT DO NOTHING"
     );
     bound(&sql, dead).execute(&mut *c).await?;

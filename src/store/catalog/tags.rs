@@ -9,7 +9,7 @@ use super::{Connection, Pool, content, digest, time};
 use crate::names::Repository;
 use crate::oci::{Digest, Tag};
 use crate::store::memory::RepositoryId;
-use crate::store::{StoreError, TagRecord, TagSource};
+use crate::store::{StoreError, TagFacts, TagRecord, TagSource};
 
 /// Digests that a tag's history remembers, besides the newest complete one, which is never forgotten.
 pub const HISTORY_MAX: i64 = 32;
@@ -173,6 +173,30 @@ pub async fn page(readers: &Pool, id: RepositoryId, last: Option<&str>, limit: u
     let names = sqlx::query_scalar(PAGE).bind(id).bind(last.unwrap_or("")).bind(super::integer(limit as u64));
     let names: Vec<String> = names.fetch_all(readers).await.map_err(StoreError::catalog)?;
     names.iter().map(|name| name.parse().map_err(StoreError::catalog)).collect()
+}
+
+/// Repositories that have a tag.
+pub async fn tagged(readers: &Pool) -> Result<Vec<(String, String)>, StoreError> {
+    let sql = "SELECT r.origin, r.name FROM repository r
+        WHERE EXISTS (SELECT 1 FROM tag t WHERE t.repository = r.id) ORDER BY r.origin, r.name";
+    Ok(sqlx::query_as(sql).fetch_all(readers).await?)
+}
+
+/// At most `limit` tags, by name.
+pub async fn facts(readers: &Pool, id: RepositoryId, limit: usize) -> Result<Vec<TagFacts>, StoreError> {
+    let sql = "SELECT name, digest, source, pinned, moved_at FROM tag WHERE repository = $1 ORDER BY name LIMIT $2";
+    let rows = sqlx::query(sql).bind(id).bind(super::integer(limit as u64)).fetch_all(readers).await?;
+    let facts = rows.iter().map(|row| {
+        let text = |column| row.try_get::<String, _>(column);
+        Ok(TagFacts {
+            name: text("name")?.parse().map_err(StoreError::catalog)?,
+            digest: digest(&text("digest")?)?,
+            source: source(&text("source")?)?,
+            pinned: row.try_get("pinned")?,
+            moved_at: time(row.try_get("moved_at")?),
+        })
+    });
+    facts.collect()
 }
 
 impl Touched {

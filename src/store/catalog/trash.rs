@@ -20,13 +20,14 @@ pub async fn page(readers: &Pool, after: (&str, &str), limit: usize) -> Result<V
     let mut page = Vec::with_capacity(rows.len());
     for row in rows {
         let (name, kind) = (text(&row, "digest")?, text(&row, "kind")?);
-        let sql = "SELECT r.origin, r.name FROM trash_grant g JOIN repository r ON r.id = g.repository
+        let sql = "SELECT r.origin, r.name, g.filled FROM trash_grant g JOIN repository r ON r.id = g.repository
             WHERE g.digest = $1 AND g.kind = $2 ORDER BY r.id";
         let grants = sqlx::query(sql).bind(&name).bind(&kind).fetch_all(readers).await?;
         let repositories = grants.iter().map(|row| {
             let origin = text(row, "origin")?;
             let origin = if origin.is_empty() { Origin::Local } else { Origin::Upstream(origin.into()) };
-            Ok(Repository { origin, name: text(row, "name")?.parse().map_err(StoreError::catalog)? })
+            let name = text(row, "name")?.parse().map_err(StoreError::catalog)?;
+            Ok((Repository { origin, name }, row.try_get("filled")?))
         });
         let media_type: Option<String> = row.try_get("media_type")?;
         page.push(Trashed {
@@ -47,13 +48,13 @@ pub async fn restore_blob(
     c: &mut Connection,
     blob: &Digest,
     size: u64,
-    repositories: &[Repository],
+    repositories: &[(Repository, bool)],
     now_ms: i64,
     touched: &mut Touched,
 ) -> Result<(), StoreError> {
     content::record_blob(c, blob, size, now_ms, touched).await?;
-    for repository in repositories {
-        content::grant_blob(c, repository, blob, touched).await?;
+    for (repository, filled) in repositories {
+        content::grant_blob(c, repository, blob, *filled, touched).await?;
     }
     forget(c, blob, GarbageKind::Blob).await
 }
@@ -62,14 +63,14 @@ pub async fn restore_blob(
 pub async fn restore_manifest(
     c: &mut Connection,
     manifest: &Arc<Manifest>,
-    repositories: &[Repository],
+    repositories: &[(Repository, bool)],
     now_ms: i64,
     touched: &mut Touched,
 ) -> Result<(), StoreError> {
     content::record_manifest(c, manifest, now_ms, touched).await?;
-    for repository in repositories {
+    for (repository, filled) in repositories {
         let id = content::repository(c, repository).await?;
-        content::grant_manifest(c, id, &manifest.digest, touched).await?;
+        content::grant_manifest(c, id, &manifest.digest, *filled, touched).await?;
     }
     forget(c, &manifest.digest, GarbageKind::Manifest).await
 }

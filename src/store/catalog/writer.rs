@@ -16,9 +16,10 @@ use super::erase::{self, Erase};
 use super::uploads::{self, UploadChange};
 use super::{self as catalog, Connection, content, job, push, reread, sweep, tags, trash, wanted};
 use crate::clock::Clock;
-use crate::names::Repository;
+use crate::names::{Origin, Repository};
 use crate::oci::{Digest, Manifest, Tag};
 use crate::store::disk::{Disk, Found};
+use crate::store::evict::Eviction;
 use crate::store::memory::{Memory, RepositoryId, Touch};
 use crate::store::sweep::Sweep;
 use crate::store::trash::FileId;
@@ -48,6 +49,8 @@ pub enum Change {
     GrantBlob {
         repository: Repository,
         blob: Digest,
+        /// Whether its upstream has it, too.
+        filled: bool,
     },
     KeepManifest {
         repository: Repository,
@@ -83,15 +86,17 @@ pub enum Change {
     Used(Vec<(Digest, i64)>),
     /// Throws away what nothing refers to now.
     Sweep(Arc<Sweep>),
+    /// Makes room.
+    Evict(Arc<Eviction>),
     /// A blob or manifest whose file came back from the trash.
     RestoreBlob {
         blob: Digest,
         size: u64,
-        repositories: Vec<Repository>,
+        repositories: Vec<(Repository, bool)>,
     },
     RestoreManifest {
         manifest: Arc<Manifest>,
-        repositories: Vec<Repository>,
+        repositories: Vec<(Repository, bool)>,
     },
     ForgetTrash {
         digest: Digest,
@@ -253,6 +258,7 @@ impl Task {
         for change in changes {
             let outcome = match change {
                 Change::Sweep(sweep) => sweep.run(&mut transaction, &self.memory, now_ms, &mut touched).await,
+                Change::Evict(some) => some.run(&mut transaction, &self.disk, &self.memory, &mut touched).await,
                 change => make(&mut transaction, &self.disk, change, now_ms, &mut touched).await,
             };
             outcomes.push(outcome.map_err(|why| diagnose(&self.disk, why))?);
@@ -308,18 +314,18 @@ async fn make(
                 let why = "it has no such file";
                 return Err(StoreError::refused("keep", blob, std::io::ErrorKind::NotFound, why));
             }
-            content::keep_blob(c, repository, blob, *size, now_ms, touched).await?;
+            content::keep_blob(c, repository, blob, *size, upload.is_none(), now_ms, touched).await?;
             // It may have been kept long before: its grace time begins anew.
             content::note_used(c, &[(*blob, now_ms)]).await?;
             if let Some(upload) = upload {
                 uploads::end(c, upload, None).await?;
             }
         }
-        Change::GrantBlob { repository, blob } => {
+        Change::GrantBlob { repository, blob, filled } => {
             if !content::has_blob(c, blob).await? {
                 return Ok(false);
             }
-            content::grant_blob(c, repository, blob, touched).await?;
+            content::grant_blob(c, repository, blob, *filled, touched).await?;
             content::note_used(c, &[(*blob, now_ms)]).await?;
         }
         Change::KeepManifest { repository, manifest, pushing } => {
@@ -332,7 +338,8 @@ async fn make(
                 let (disk, manifest) = (disk.clone(), manifest.clone());
                 blocking(move || disk.place_bytes(&manifest.digest, &manifest.bytes)).await?;
             }
-            content::keep_manifest(c, repository, manifest, now_ms, touched).await?;
+            let filled = pushing.is_none() && repository.origin != Origin::Local;
+            content::keep_manifest(c, repository, manifest, filled, now_ms, touched).await?;
             content::note_used(c, &[(manifest.digest, now_ms)]).await?;
             if let Some(pushing) = pushing {
                 push::name(c, repository, manifest, pushing, now_ms, touched).await?;
@@ -361,7 +368,7 @@ async fn make(
         Change::NoteWanted { name, reference, client } => wanted::note(c, name, reference, *client, now_ms).await?,
         Change::ForgetWanted { name, reference } => wanted::forget(c, name, reference).await?,
         Change::Used(used) => content::note_used(c, used).await?,
-        Change::Sweep(_) => return Ok(false),
+        Change::Sweep(_) | Change::Evict(_) => return Ok(false),
         Change::RestoreBlob { blob, size, repositories } => {
             if !take_back(disk, blob, *size).await? {
                 return Ok(false);

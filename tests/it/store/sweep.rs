@@ -3,9 +3,10 @@
 use std::collections::{HashMap, HashSet};
 
 use jiff::SignedDuration;
+use sealock::gate::Mode;
 use sealock::keep::{Keep, KeepError, KeepSettings};
 use sealock::size::Span;
-use sealock::store::{CollectRules, Garbage, GarbageKind, Pushing, Restored, Rollback, Step};
+use sealock::store::{CollectRules, Garbage, GarbageKind, Origins, Pushing, Restored, Rollback, Step};
 
 use super::*;
 
@@ -16,7 +17,7 @@ fn settings() -> KeepSettings {
 }
 
 fn rules(site: &Site) -> CollectRules {
-    CollectRules { history: 2, keep_untagged: true, since: site.clock.now() - DAY }
+    CollectRules { history: 2, keep_untagged: true, since: site.clock.now() - DAY, open: Origins::default() }
 }
 
 impl Site {
@@ -25,11 +26,11 @@ impl Site {
     }
 
     /// So much later that nothing is protected by its age.
-    fn days_pass(&self) {
+    pub(super) fn days_pass(&self) {
         self.clock.advance(DAY * 3);
     }
 
-    async fn push_tag(&self, repository: &Repository, name: &str, to: &Digest) {
+    pub(super) async fn push_tag(&self, repository: &Repository, name: &str, to: &Digest) {
         self.store.point_tag(repository, &tag(name), to, TagSource::Pushed).await.unwrap();
     }
 
@@ -44,12 +45,12 @@ impl Site {
         manifest
     }
 
-    fn trashed_path(&self, digest: &Digest) -> PathBuf {
+    pub(super) fn trashed_path(&self, digest: &Digest) -> PathBuf {
         self.data().join("trash").join(format!("{}-{}", digest.algorithm(), digest.hex()))
     }
 
     /// What the catalog knows, read past the store: nothing is used by it.
-    async fn known(&self) -> HashSet<String> {
+    pub(super) async fn known(&self) -> HashSet<String> {
         let options = sqlx::sqlite::SqliteConnectOptions::new().filename(self.data().join("catalog.sqlite"));
         let mut connection = sqlx::ConnectOptions::connect(&options).await.unwrap();
         let sql = "SELECT digest FROM blob UNION SELECT digest FROM manifest";
@@ -541,21 +542,49 @@ async fn a_pinned_tag_and_what_was_filled_are_never_collected() {
     assert!(known.contains(&old.digest.to_string()) && known.contains(&pinned.digest.to_string()));
 }
 
-// -- the property: what is left is what a simple walk says
-
-struct Model {
-    /// Digest -> what it names, its subject, where it can be read, whether it is an index.
-    manifests: Vec<Node>,
-    blobs: HashSet<Digest>,
-    /// (repository, tag) -> what it named, the oldest first, and by what.
-    tags: HashMap<(usize, String), Vec<(usize, TagSource)>>,
+#[tokio::test]
+async fn untagged_manifests_that_were_filled_stay_while_the_gate_is_closed() {
+    // Invariant 7
+    let (site, here) = (Site::new().await, repository("team/app"));
+    let local = Repository { origin: Origin::Local, name: "app".parse().unwrap() };
+    let filled = whole_image(&site, &here, "filled").await;
+    let own = whole_image(&site, &local, "own").await;
+    site.days_pass();
+    let settings = || KeepSettings { keep_untagged: false, ..settings() };
+    let closed = site.jobs_at(settings(), Mode::Closed).collect(false).await.unwrap();
+    assert_eq!((closed.manifests, closed.blobs), (1, 2), "{:?}", closed.lines);
+    let known = site.known().await;
+    assert!(known.contains(&filled.digest.to_string()) && !known.contains(&own.digest.to_string()));
+    // An upstream that is in the settings no more cannot be asked either.
+    assert_eq!(
+        Keep::new(site.store.clone(), settings(), site.clock.clone()).collect(false).await.unwrap().manifests,
+        0
+    );
+    // It closes between the look and the sweep.
+    let open = CollectRules { keep_untagged: false, open: Origins::from_iter(["far.test".into()]), ..rules(&site) };
+    let found = site.store.garbage(&open).await.unwrap();
+    assert_eq!(found.len(), 3);
+    let closed = CollectRules { open: Origins::from_iter(["ar.test".into(), "far.tes".into()]), ..open };
+    assert!(site.store.throw_away(&found, &closed).await.unwrap().is_empty());
+    let open = site.jobs_at(settings(), Mode::Open).collect(false).await.unwrap();
+    assert_eq!((open.manifests, open.blobs), (1, 2), "{:?}", open.lines);
 }
 
-struct Node {
-    digest: Digest,
-    blobs: Vec<Digest>,
-    children: Vec<usize>,
-    subject: Option<usize>,
+// -- the property: what is left is what a simple walk says
+
+pub(super) struct Model {
+    /// Digest -> what it names, its subject, where it can be read, whether it is an index.
+    pub manifests: Vec<Node>,
+    pub blobs: HashSet<Digest>,
+    /// (repository, tag) -> what it named, the oldest first, and by what.
+    pub tags: HashMap<(usize, String), Vec<(usize, TagSource)>>,
+}
+
+pub(super) struct Node {
+    pub digest: Digest,
+    pub blobs: Vec<Digest>,
+    pub children: Vec<usize>,
+    pub subject: Option<usize>,
     repositories: HashSet<usize>,
 }
 
@@ -620,7 +649,7 @@ impl Model {
     }
 }
 
-async fn grow(site: &Site, random: &mut fastrand::Rng) -> Model {
+pub(super) async fn grow(site: &Site, random: &mut fastrand::Rng) -> Model {
     let repositories = [repository("team/one"), repository("team/two")];
     let mut model = Model { manifests: Vec::new(), blobs: HashSet::new(), tags: HashMap::new() };
     let layers: Vec<String> = (0..8).map(|number| format!("layer {number}")).collect();
@@ -693,7 +722,7 @@ async fn of_any_graph_exactly_what_is_referred_to_is_left() {
         for keep_untagged in [true, false] {
             let settings =
                 KeepSettings { keep_untagged, grace: Span(std::time::Duration::from_secs(3600)), ..settings() };
-            let jobs = Keep::new(site.store.clone(), settings, site.clock.clone());
+            let jobs = site.jobs_at(settings, Mode::Open);
             let done = jobs.collect(false).await.unwrap();
             collected += done.manifests;
             assert!(done.lines.iter().all(|one| one.kind != GarbageKind::File));

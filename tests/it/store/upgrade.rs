@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use sealock::keep::{Keep, KeepError, KeepSettings};
 use sealock::size::Span;
-use sealock::store::{CollectRules, Step};
+use sealock::store::{CollectRules, Origins, Step};
 use sqlx::{ConnectOptions, SqliteConnection};
 
 use super::*;
@@ -92,7 +92,7 @@ fn jobs(site: &Site) -> Keep {
 }
 
 fn rules(site: &Site) -> CollectRules {
-    CollectRules { history: 2, keep_untagged: true, since: site.clock.now() }
+    CollectRules { history: 2, keep_untagged: true, since: site.clock.now(), open: Origins::default() }
 }
 
 #[tokio::test]

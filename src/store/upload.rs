@@ -129,17 +129,25 @@ impl Store {
         if self.0.end(claim, None).await? { Ok(()) } else { Err(UploadError::Unknown) }
     }
 
-    /// Removes uploads that were untouched for [`UPLOAD_AGE_MAX`], and files whose upload ended; returns how many
-    /// uploads. Runs by itself at the start.
+    /// Removes uploads that were untouched for [`UPLOAD_AGE_MAX`], and files whose upload ended, and uploads that have no
+    /// file any more; returns how many were untouched. Runs by itself at the start.
     pub async fn expire_uploads(&self) -> Result<u64, StoreError> {
         let expired = self.0.remove_untouched(UPLOAD_AGE_MAX, UPLOADS_MAX).await?;
         let staging = self.0.disk.staging();
         let files = blocking(move || staging::uploads(&staging).map_err(|why| StoreError::io("list", &staging, why)));
         // In this order: an upload has its row before its file.
-        let (files, rows) = (files.await?, uploads::ids(&self.0.readers).await?);
-        for id in files.into_iter().filter(|id| !rows.contains(id)) {
-            if let Some(claim) = Claim::take(&self.0.disk, id) {
+        let (files, rows) = (files.await?, uploads::sizes(&self.0.readers).await?);
+        for id in files.iter().filter(|id| !rows.contains_key(id)) {
+            if let Some(claim) = Claim::take(&self.0.disk, *id) {
                 claim.remove_file().await?;
+            }
+        }
+        for (id, _) in rows.into_iter().filter(|(id, size)| *size > 0 && !files.contains(id)) {
+            // Killed while it was being closed: its file has a blob's name already. Nobody can go on with it.
+            if let Some(claim) = Claim::take(&self.0.disk, id)
+                && !self.0.disk.upload(&id).exists()
+            {
+                self.0.end(claim, None).await?;
             }
         }
         Ok(expired)

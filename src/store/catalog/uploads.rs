@@ -1,6 +1,6 @@
 //! Uploads' rows: whose they are, and how far they are durable.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use sqlx::Row;
 
@@ -100,11 +100,11 @@ pub async fn read(
     }))
 }
 
-/// All that there are, [`UPLOADS_MAX`] at most.
-pub async fn ids(readers: &Pool) -> Result<HashSet<UploadId>, StoreError> {
-    let ids = sqlx::query_scalar("SELECT id FROM upload").fetch_all(readers).await;
-    let ids: Vec<String> = ids.map_err(StoreError::catalog)?;
-    ids.iter().map(|id| id.parse().map_err(StoreError::catalog)).collect()
+/// All that there are, [`UPLOADS_MAX`] at most, and how many bytes of each are durable.
+pub async fn sizes(readers: &Pool) -> Result<HashMap<UploadId, u64>, StoreError> {
+    let rows = sqlx::query_as("SELECT id, size FROM upload").fetch_all(readers).await;
+    let rows: Vec<(String, i64)> = rows.map_err(StoreError::catalog)?;
+    rows.iter().map(|(id, size)| Ok((id.parse().map_err(StoreError::catalog)?, number(*size)))).collect()
 }
 
 /// Those that were not touched since `before_ms`, the longest untouched first.

@@ -122,6 +122,19 @@ async fn a_file_that_lost_bytes_is_no_upload_any_more() {
 }
 
 #[tokio::test]
+async fn an_upload_that_was_killed_while_it_was_closed_is_gone_after_the_start() {
+    // Invariant 16: not one that tells its size and then cannot be closed.
+    let (site, here) = (Site::new().await, repository("team/app"));
+    let (closed, begun) = (begin(&site, &here).await, begin(&site, &here).await);
+    append(&site, &here, &closed, b"four score").await.unwrap();
+    let blob = site.blob_path(&Digest::sha256(b"four score"));
+    fs::rename(path(&site, &closed), &blob).unwrap();
+    let site = site.restarted().await;
+    assert!(is_unknown(size(&site, &here, &closed).await));
+    assert_eq!(size(&site, &here, &begun).await.unwrap(), 0, "it has no file yet");
+}
+
+#[tokio::test]
 async fn a_wrong_digest_leaves_nothing() {
     // Invariants 2 and 16
     let (site, here) = (Site::new().await, repository("team/app"));

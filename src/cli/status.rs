@@ -34,6 +34,9 @@ impl Status {
 }
 
 fn show(report: &StatusReport) -> Result<(), Failure> {
+    if report.read_only {
+        print::line("the store is read-only: a write to its disk failed; mend the disk, then restart sealock")?;
+    }
     let totals = &report.totals;
     print::line(&format!(
         "sealock {} on {}, started {}",

@@ -157,11 +157,15 @@ impl Problem {
                 let message = format!("{what} cannot be kept: this server's disk is full");
                 Self::new(StatusCode::INSUFFICIENT_STORAGE, "UNAVAILABLE", message)
             }
-            StoreError::ReadOnly
-            | StoreError::Io { .. }
-            | StoreError::InUse { .. }
-            | StoreError::Newer
-            | StoreError::Catalog(_) => Self::internal(&format!("keeping {what}")),
+            StoreError::ReadOnly => {
+                let message = format!(
+                    "{what} cannot be kept: this server's store is read-only since a write to its disk failed; its log says which"
+                );
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", message)
+            }
+            StoreError::Io { .. } | StoreError::InUse { .. } | StoreError::Newer | StoreError::Catalog(_) => {
+                Self::internal(&format!("keeping {what}"))
+            }
         }
     }
 
@@ -332,7 +336,7 @@ mod tests {
             (Miss::TimedOut { what: w(), upstream: u() }, 504, "UNAVAILABLE", None),
             (Miss::WrongBytes { what: w(), upstream: u(), why: why() }, 502, "UNAVAILABLE", None),
             (store(StoreError::Full(io())), 507, "UNAVAILABLE", None),
-            (store(StoreError::ReadOnly), 500, "UNKNOWN", None),
+            (store(StoreError::ReadOnly), 503, "UNAVAILABLE", None),
         ];
         for (miss, status, code, after) in cases {
             assert_eq!(told(&miss, Wanted::Manifest), (status, code, after.map(str::to_owned)), "{miss:?}");

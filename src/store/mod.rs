@@ -174,6 +174,11 @@ impl Store {
         self.0.writer.apply(Change::GrantBlob { repository: repository.clone(), blob: *digest, filled }).await
     }
 
+    /// [`StoreError::ReadOnly`] once a write to disk was lost: nothing more is taken in, and what is kept is served.
+    pub fn check_writable(&self) -> Result<(), StoreError> {
+        self.0.disk.writable()
+    }
+
     /// An error if the catalog cannot be read.
     pub async fn check_catalog(&self) -> Result<(), StoreError> {
         read::blob_size(&self.0.readers, &Digest::sha256(b"")).await.map(drop)

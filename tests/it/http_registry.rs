@@ -438,7 +438,7 @@ async fn the_status_tells_what_is_here() {
     assert_eq!((report.totals.tags, report.totals.manifests, report.totals.blobs), (3, 1, 2));
     assert_eq!(report.upstreams.len(), 1);
     assert!(report.routes.iter().any(|route| route.pattern == "app" && route.upstream == "far"), "{:?}", report.routes);
-    assert!(!report.gate.open);
+    assert!(!report.gate.open && !report.read_only);
     let wanted = site.admin().wanted().await.unwrap();
     assert_eq!((wanted.len(), report.wanted, wanted[0].reference.as_str()), (1, 1, "9"));
     site.admin().ready().await.unwrap();

@@ -145,6 +145,7 @@ impl Office {
             gate: source.gate.status(),
             totals: source.store.totals().await?,
             keep: source.keep.status().await?,
+            read_only: source.store.check_writable().is_err(),
             under_way: source.pull.under_way(),
             wanted: source.store.wanted().await?.len(),
             routes: routes.map(|(pattern, upstream, repository)| RouteLine { pattern, upstream, repository }).collect(),

@@ -107,6 +107,8 @@ pub struct StatusReport {
     /// How short room is, and what the jobs did last.
     #[serde(default)]
     pub keep: KeepStatus,
+    /// A write to disk was lost: nothing is taken in until a restart, what is kept is served.
+    pub read_only: bool,
     /// Fills, fetches and prefetches under way or waiting.
     pub under_way: usize,
     /// Names that were asked for and could not be had.

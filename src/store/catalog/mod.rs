@@ -60,12 +60,23 @@ pub async fn open(path: &Path) -> Result<(Connection, Pool), StoreError> {
         }
         return Err(refused);
     }
+    fold_in(&mut writer).await;
     let readers = SqlitePoolOptions::new()
         .max_connections(READERS_MAX)
         .acquire_timeout(ACQUIRE_TIMEOUT)
         .test_before_acquire(false)
         .connect_lazy_with(options(path).read_only(true));
     Ok((writer, readers))
+}
+
+/// Folds what an earlier run left in the write-ahead log into the catalog, and begins the log anew.
+///
+/// That run may have ended because an fsync of the log failed. The kernel then takes the lost pages for written, and what
+/// is appended behind them would be gone with the next power cut, however often it is synced.
+async fn fold_in(writer: &mut Connection) {
+    if let Err(why) = sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)").execute(writer).await {
+        tracing::warn!(error = %why, "the catalog's log could not be folded in at the start; a later commit does it");
+    }
 }
 
 /// A connection that writes; there is one at a time.

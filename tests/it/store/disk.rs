@@ -168,6 +168,7 @@ async fn a_blob_that_could_not_be_made_durable_is_not_visible_and_ends_all_writi
         }
 
         let read_only = |why: &StoreError| matches!(why, StoreError::ReadOnly);
+        assert!(read_only(&site.store.check_writable().unwrap_err()));
         assert!(read_only(&site.store.stage(&digest).unwrap_err()));
         assert!(read_only(&site.store.point_tag(&here, &tag("1"), &digest, TagSource::Filled).await.unwrap_err()));
         assert!(read_only(&site.store.keep_manifest(&here, &image(b"c", &[])).await.unwrap_err()));
@@ -179,6 +180,23 @@ async fn a_blob_that_could_not_be_made_durable_is_not_visible_and_ends_all_writi
         site.keep(&here, b"a layer").await;
         assert!(site.read(&here, &digest).await.is_some());
     }
+}
+
+#[tokio::test]
+async fn nothing_is_appended_to_a_log_that_an_earlier_run_left() {
+    // Invariant 6: that run may have ended because the log could not be synced.
+    let (site, here) = (Site::new().await, repository("team/app"));
+    whole_image(&site, &here, "before").await;
+    let copy = tempfile::tempdir().unwrap();
+    for name in ["catalog.sqlite", "catalog.sqlite-wal"] {
+        fs::copy(site.data().join(name), copy.path().join(name)).unwrap();
+    }
+    let log = copy.path().join("catalog.sqlite-wal");
+    assert!(fs::metadata(&log).unwrap().len() > 0, "there is nothing to fold in");
+    let store = Store::open(copy.path(), Clock::system()).await.unwrap();
+    assert_eq!(fs::metadata(&log).unwrap().len(), 0);
+    assert_eq!(store.totals().await.unwrap().manifests, 1);
+    store.close().await;
 }
 
 #[tokio::test]

@@ -77,5 +77,8 @@ async fn a_manifest_that_names_a_blob_does_not_open_it() {
         assert_eq!(pushed.status, StatusCode::CREATED, "foreign layers are nobody's to bring: {pushed:?}");
         assert_eq!(refusal(&site.blob(NAME, &secret).await), (404, "BLOB_UNKNOWN".to_owned()));
         assert_eq!(site.blob(OTHER, &secret).await.status, StatusCode::OK);
+        // Nor once it is the only one that has the name.
+        delete(site, &format!("/v2/{OTHER}/blobs/{secret}")).await;
+        assert_eq!(mount(site, &secret, None).await.status, StatusCode::ACCEPTED);
     }
 }

@@ -156,6 +156,48 @@ async fn whatever_came_or_was_used_within_the_grace_time_stays() {
 }
 
 #[tokio::test]
+async fn a_manifest_that_was_read_within_the_grace_time_stays_with_its_blobs() {
+    // Invariant 8
+    let (site, here) = (Site::new().await, repository("team/app"));
+    let old = overwritten(&site, &here).await;
+    // A client that pulls by digest, and has not come to the blobs.
+    assert!(site.store.manifest(&here, &old.digest).await.unwrap().is_some());
+    assert_eq!(site.jobs().collect(false).await.unwrap().size_bytes, 0);
+    site.days_pass();
+    let done = site.jobs().collect(false).await.unwrap();
+    assert_eq!((done.manifests, done.blobs), (1, 2), "{:?}", done.lines);
+}
+
+#[tokio::test]
+async fn a_manifest_without_a_tag_stays_for_the_grace_time_after_its_deletion() {
+    // Invariant 8
+    let (site, here) = (Site::new().await, repository("team/app"));
+    let alone = whole_image(&site, &here, "alone").await;
+    site.days_pass();
+    assert!(site.store.delete_manifest(&here, &alone.digest).await.unwrap());
+    assert_eq!(site.jobs().collect(false).await.unwrap().size_bytes, 0);
+    site.days_pass();
+    let done = site.jobs().collect(false).await.unwrap();
+    assert_eq!((done.manifests, done.blobs), (1, 2), "{:?}", done.lines);
+}
+
+#[tokio::test]
+async fn the_newest_complete_image_of_a_tag_stays_however_many_incomplete_ones_came_after_it() {
+    // Invariants 5 and 8
+    let (site, here) = (Site::new().await, repository("team/app"));
+    let whole = site.push_image(&here, "1", "whole", b"layer").await;
+    for seed in ["a", "b", "c"] {
+        let sparse = image(seed.as_bytes(), &[b"never pushed"]);
+        site.keep_manifest(&here, &sparse).await;
+        site.push_tag(&here, "1", &sparse.digest).await;
+    }
+    site.days_pass();
+    let done = site.jobs().collect(false).await.unwrap();
+    assert_eq!((done.manifests, done.blobs), (1, 0), "{:?}", done.lines);
+    assert!(site.is_complete(&here, &whole.digest).await);
+}
+
+#[tokio::test]
 async fn what_is_referred_to_again_between_the_look_and_the_sweep_stays() {
     // Invariant 8
     let (site, here, there) = (Site::new().await, repository("team/app"), repository("team/other"));
@@ -260,6 +302,23 @@ async fn what_is_uploaded_again_while_it_is_collected_is_there() {
     for bytes in &garbage {
         assert_eq!(site.read(&here, &Digest::sha256(bytes)).await.as_ref(), Some(bytes));
     }
+}
+
+#[tokio::test]
+async fn what_is_kept_again_by_the_commit_that_sweeps_it_keeps_its_file() {
+    // Invariant 8
+    let (site, here) = (Site::new().await, repository("team/app"));
+    let digest = site.keep(&here, b"orphan").await;
+    site.days_pass();
+    let found = site.store.garbage(&rules(&site)).await.unwrap();
+    let file = Arc::new(fs::File::open(site.blob_path(&digest)).unwrap());
+    let again = KeptBlob { file, digest, size: 6 };
+    let rules = rules(&site);
+    // On one thread, both wait for the writer before it runs.
+    let (thrown, kept) = tokio::join!(site.store.throw_away(&found, &rules), site.store.keep_blob(&here, &again));
+    kept.unwrap();
+    assert_eq!(thrown.unwrap().len(), 1, "the sweep came first");
+    assert_eq!(site.read(&here, &digest).await.unwrap(), b"orphan");
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 
 from lib.harness import CHECKOUT, expect, wait_until
 
@@ -35,15 +36,16 @@ class Reply:
 class Sealock:
     """One data folder, and the server that owns it while it runs."""
 
-    def __init__(self, site, settings, name="sealock"):
+    def __init__(self, site, settings, name="sealock", data=None):
         self.site, self.name = site, name
-        self.data = site.path("data")
+        self.data = data or site.path("data")
         self.settings = site.write(f"{name}.toml", SETTINGS.format(data=self.data, more=settings))
         self.process = None
         self.url = None
 
-    def start(self, *options):
-        self.process = self.site.start(self.name, [BINARY, "-c", self.settings, "serve", *options])
+    def start(self, *options, under=()):
+        """`under`: a program, with its arguments, that is to run it, such as strace."""
+        self.process = self.site.start(self.name, [*under, BINARY, "-c", self.settings, "serve", *options])
         self.url = self.process.wait_for(r"listening on (http://\S+)")[1]
         return self
 
@@ -51,6 +53,27 @@ class Sealock:
         """Ask it to end; it must do so by itself and in order."""
         status = self.process.stop()
         expect(status == 0, f"{self.name} ended with status {status} when asked to stop")
+
+    def kill(self):
+        """End it as the kernel would: at once, wherever it is. What runs it ends with it."""
+        if self.process:
+            pid = self.pid()
+            if pid:
+                os.kill(pid, signal.SIGKILL)
+            else:
+                # It did not get as far, or its disk is gone.
+                self.process.popen.kill()
+            self.process.popen.wait()
+
+    def pid(self):
+        """Of the server itself, whatever runs it; None if it does not run."""
+        try:
+            with open(os.path.join(self.data, "lock")) as lock:
+                pid = int(lock.read().split()[0])
+            with open(f"/proc/{pid}/cmdline") as command:
+                return pid if self.settings in command.read() else None
+        except (OSError, IndexError, ValueError):
+            return None
 
     @property
     def host(self):

@@ -6,6 +6,8 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use sha2::{Digest as _, Sha256};
+
 use super::Outcome;
 use super::body::find_head_end;
 use super::far::MANIFEST_TYPE;
@@ -37,6 +39,14 @@ impl Pusher {
         let mark = if session.contains('?') { '&' } else { '?' };
         let finish = format!("{session}{mark}digest={digest}");
         self.ask("PUT", &finish, octets, &mut std::io::empty(), 0, 201).map(drop)
+    }
+
+    /// Uploads a blob in one request.
+    pub fn small_blob(&mut self, repository: &str, bytes: &[u8]) -> Outcome {
+        let digest = format!("sha256:{}", hex::encode(Sha256::digest(bytes)));
+        let path = format!("/v2/{repository}/blobs/uploads/?digest={digest}");
+        let octets = "Content-Type: application/octet-stream\r\n";
+        self.ask("POST", &path, octets, &mut &bytes[..], bytes.len() as u64, 201).map(drop)
     }
 
     /// How long the registry took to take the manifest as `reference`.

@@ -30,7 +30,8 @@ pub fn program() -> PathBuf {
     std::env::var_os("SEALOCK").map_or_else(|| built.into(), PathBuf::from)
 }
 
-/// Writes a settings file into `folder` and returns its place. Logs only warnings, as its peers do.
+/// Writes a settings file into `folder` and returns its place. Logs only warnings, as its peers do;
+/// what is collected needs not be old.
 pub fn write_settings(folder: &Path, upstream: SocketAddr, fresh_for: &str) -> Outcome<PathBuf> {
     let (file, data) = (folder.join("sealock.toml"), folder.join("data"));
     let route = REPOSITORY.split('/').next().unwrap_or(REPOSITORY);
@@ -38,6 +39,7 @@ pub fn write_settings(folder: &Path, upstream: SocketAddr, fresh_for: &str) -> O
         "presets = []\n\
          [server]\nlisten = [\"127.0.0.1:0\"]\ndata = {data:?}\n\
          [log]\nlevel = \"warn\"\n\
+         [keep]\ngrace = \"0s\"\n\
          [upstream.far]\nhost = \"far.example\"\nendpoints = [\"http://{upstream}\"]\n\
          [route.\"{route}/**\"]\nupstream = \"far\"\nfresh_for = \"{fresh_for}\"\nprefetch = false\n"
     );
@@ -55,12 +57,12 @@ impl Sealock {
         let address = listening(&mut running)?;
         running.ready(address)?;
         let sealock = Self { address, running, settings, data: folder.join("data") };
-        sealock.gate(&["open", "--why", "bench"])?;
+        sealock.command(&["gate", "open", "--why", "bench"])?;
         Ok(sealock)
     }
 
     pub fn close_gate(&self) -> Outcome {
-        self.gate(&["close"])
+        self.command(&["gate", "close"])
     }
 
     /// The file of a kept blob.
@@ -68,13 +70,14 @@ impl Sealock {
         self.data.join("blobs/sha256").join(blob.hex())
     }
 
-    fn gate(&self, arguments: &[&str]) -> Outcome {
-        let run = leashed(program()).arg("-c").arg(&self.settings).arg("gate").args(arguments).output()?;
+    /// Runs a command of the program to the running server.
+    pub fn command(&self, arguments: &[&str]) -> Outcome {
+        let run = leashed(program()).arg("-c").arg(&self.settings).args(arguments).output()?;
         if run.status.success() {
             return Ok(());
         }
         let said = String::from_utf8_lossy(&run.stderr).into_owned();
-        Err(format!("`sealock gate {}` failed, {}: {said}", arguments.join(" "), run.status).into())
+        Err(format!("`sealock {}` failed, {}: {said}", arguments.join(" "), run.status).into())
     }
 }
 

@@ -50,6 +50,14 @@ impl Tally {
         self.answers as f64 / self.took.as_secs_f64()
     }
 
+    /// What came of a volley after this one is part of it.
+    pub fn add(&mut self, next: Self) {
+        self.answers += next.answers;
+        self.took += next.took;
+        self.latencies.extend(next.latencies);
+        self.latencies.sort_unstable();
+    }
+
     /// The latency that the share `part` (0.99) of the answers did not exceed.
     pub fn percentile(&self, part: f64) -> Duration {
         let place = (self.latencies.len() as f64 * part).ceil() as usize;

@@ -46,7 +46,10 @@ impl Ages {
         let glass = Hourglass::new(noted.stretches, noted.passed, &clock);
         let passed = glass.passed(&clock);
         let ages = Self { clock, glass: Mutex::new(glass), noted: Mutex::new(passed) };
-        ages.note(writer).await?;
+        // A start does not fail for it: a full disk, above all, must not keep what is kept from being served.
+        if let Err(why) = ages.note(writer).await {
+            tracing::error!(error = &why as &dyn std::error::Error, "that a run began cannot be noted yet: {why}");
+        }
         Ok(ages)
     }
 

@@ -15,7 +15,7 @@ use crate::names::{InvalidRoute, Routes};
 use crate::pull::Pull;
 use crate::push::Push;
 use crate::server::admin::{Admin, AdminError, StatusSource};
-use crate::server::{BindError, Listeners, Server};
+use crate::server::{BindError, Listeners, Recent, Server};
 use crate::store::{Store, StoreError};
 use crate::tls::{InvalidTls, ServerTls};
 use crate::upstream::{Upstream, UpstreamSetupError};
@@ -104,8 +104,8 @@ impl App {
         let push = Push::new(store.clone(), settings.push.clone());
         let far = upstreams.values().cloned();
         let keep = Keep::with_upstreams(store.clone(), settings.keep.clone(), clock.clone(), gate.clone(), far);
-        let (face, at) = (settings.server.clone(), clock.clone());
-        let server = Server::new(face, pull.clone(), push.clone(), store.clone(), routes.clone(), at);
+        let (face, at, recent) = (settings.server.clone(), clock.clone(), Arc::<Recent>::default());
+        let server = Server::new(face, pull.clone(), push.clone(), store.clone(), routes.clone(), recent.clone(), at);
         let tls = ServerTls::load(&settings.tls, &clock)?;
         let listeners = Listeners::default().and(&settings.server.listen, tls.as_ref()).await?;
         let listeners = listeners.and(&settings.server.listen_plain, None).await?;
@@ -121,6 +121,7 @@ impl App {
             origins: origins.clone(),
             tls: tls.clone(),
             warnings: settings.server.warning(tls.is_some()).into_iter().collect(),
+            recent,
             clock,
         };
         let admin = Admin::bind(data, source).await?;

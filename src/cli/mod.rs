@@ -1,6 +1,7 @@
 //! The command line: one file per command, each of them fields -> call -> print.
 
 mod certs;
+mod client_config;
 mod config;
 mod gate;
 mod gc;
@@ -74,6 +75,7 @@ enum Command {
     /// Make, renew and look at the server's certificates
     #[command(subcommand)]
     Certs(certs::CertsCommand),
+    ClientConfig(Box<client_config::ClientConfig>),
     /// Look at the settings
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -168,6 +170,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Tag(command) => command.run(&common),
         Command::Verify(command) => command.run(&common),
         Command::Certs(command) => command.run(&common),
+        Command::ClientConfig(command) => command.run(&common),
         Command::Config(command) => command.run(&common),
         Command::Healthcheck(command) => command.run(&common),
     };

@@ -18,6 +18,7 @@ use super::body::Body;
 use super::incoming::MANIFESTS_BYTES_MAX;
 use super::listen::Peer;
 use super::pool::Pool;
+use super::recent::Recent;
 use super::reply::{self, Problem, RequestId, Wanted};
 use super::route::{Asked, Route};
 use super::v2;
@@ -34,6 +35,7 @@ pub(super) struct Face {
     pub(super) push: Push,
     pub(super) store: Store,
     routes: Arc<Routes>,
+    recent: Arc<Recent>,
     pub(super) clock: Clock,
     pub(super) pool: Arc<Pool>,
     /// Longest silence within a request's body.
@@ -68,12 +70,13 @@ impl Face {
         push: Push,
         store: Store,
         routes: Arc<Routes>,
+        recent: Arc<Recent>,
         clock: Clock,
         stall: Duration,
     ) -> Self {
         let (pool, ids) = (Pool::new(), AtomicU64::new(fastrand::u64(..)));
         let manifest_room = Arc::new(Semaphore::new(MANIFESTS_BYTES_MAX));
-        Self { pull, push, store, routes, clock, pool, stall, manifest_room, ids }
+        Self { pull, push, store, routes, recent, clock, pool, stall, manifest_room, ids }
     }
 
     /// Never fails: a panic, too, is a reply, and ends nothing but its request.
@@ -85,6 +88,7 @@ impl Face {
         let outcome = contained(id, self.answer(&head, &mut body, &peer, id)).instrument(span).await;
         let mut response = outcome.unwrap_or_else(|problem| problem.respond(id));
         finish(&mut response, &head, id, !body.is_end_stream());
+        self.recent.note(&head, peer.address.ip(), response.status(), || self.clock.now());
         if let Some(begun) = begun {
             let (status, ms) = (response.status().as_u16(), begun.elapsed().as_secs_f64() * 1000.0);
             let (method, path) = (&head.method, head.uri.path());

@@ -23,6 +23,7 @@ mod listen;
 mod pool;
 mod pulse;
 mod range;
+mod recent;
 mod reply;
 mod route;
 mod settings;
@@ -36,6 +37,7 @@ use tokio_util::sync::CancellationToken;
 pub use body::{Body, BodyError};
 pub use listen::{BindError, Listeners, Peer};
 pub use pool::Pool;
+pub use recent::{Recent, Seen};
 pub use settings::{InvalidServerSetting, ServerSettings};
 
 use crate::clock::Clock;
@@ -58,9 +60,10 @@ impl Server {
         push: Push,
         store: Store,
         routes: Arc<Routes>,
+        recent: Arc<Recent>,
         clock: Clock,
     ) -> Self {
-        let face = Face::new(pull, push, store, routes, clock, settings.stall_timeout.0);
+        let face = Face::new(pull, push, store, routes, recent, clock, settings.stall_timeout.0);
         Self { face: Arc::new(face), settings }
     }
 

@@ -18,7 +18,7 @@ use sealock::oci::{Algorithm, Digest, Manifest, MediaType};
 use sealock::pull::Pull;
 use sealock::push::{Push, PushSettings};
 use sealock::server::admin::{Admin, AdminClient, CloseOrder, OpenOrder, StatusSource};
-use sealock::server::{Listeners, Server, ServerSettings};
+use sealock::server::{Listeners, Recent, Server, ServerSettings};
 use sealock::store::{Store, TagSource};
 use sealock::upstream::Upstream;
 use serde_json::{Value, json};
@@ -108,12 +108,14 @@ impl Site {
             store.point_tag(&kept_in, &tag, &manifest.digest, TagSource::Filled).await.unwrap();
         }
         let push = Push::new(store.clone(), PushSettings::default());
+        let recent = Arc::<Recent>::default();
         let server = Server::new(
             ServerSettings::default(),
             pull.clone(),
             push,
             store.clone(),
             Arc::clone(&routes),
+            Arc::clone(&recent),
             clock.clone(),
         );
         let listeners = Listeners::bind(&[SocketAddr::from(([127, 0, 0, 1], 0))]).await.unwrap();
@@ -129,6 +131,7 @@ impl Site {
             origins: listeners.origins(),
             tls: None,
             warnings: Vec::new(),
+            recent,
             clock: clock.clone(),
         };
         let admin = Admin::bind(data.path(), source).await.unwrap();

@@ -7,6 +7,7 @@ mod support;
 
 mod certs;
 mod cli;
+mod client_config;
 mod conf;
 mod gate;
 mod http_edge;

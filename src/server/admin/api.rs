@@ -14,6 +14,7 @@ use tracing::error;
 
 use super::Office;
 use super::report::{CloseOrder, CollectOrder, Complaint, OpenOrder, RouteLine, StatusReport, VerifyOrder};
+use super::report::{WatchEnd, WatchOrder};
 use super::tags::TagMoves;
 use crate::gate::{GateError, GateStatus, Order};
 use crate::keep::{KeepError, VerifyReport};
@@ -75,6 +76,15 @@ impl Office {
             (&Method::GET, "/verify") => {
                 let (checked, size_bytes) = keep.progress().so_far();
                 document(&VerifyReport { checked, size_bytes, ..VerifyReport::default() })
+            }
+            (&Method::POST, "/watch") => {
+                let WatchOrder { name } = order(body).await?;
+                document(&WatchEnd { id: self.source.recent.watch(&name, self.source.clock.now()) })
+            }
+            (&Method::POST, "/watch/end") => {
+                let WatchEnd { id } = order(body).await?;
+                let over = || Trouble::absent("that watch is over".to_owned(), "begin another".to_owned());
+                document(&self.source.recent.end(id).ok_or_else(over)?)
             }
             (&Method::POST, "/gc/undo") => document(&keep.undo().await?),
             (&Method::GET, "/ready") => {

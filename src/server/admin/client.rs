@@ -11,9 +11,11 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::report::{CloseOrder, CollectOrder, Complaint, OpenOrder, StatusReport, TagOrder, TagReport, VerifyOrder};
+use super::report::{WatchEnd, WatchOrder};
 use super::{AdminError, socket};
 use crate::gate::GateStatus;
 use crate::keep::{CollectReport, VerifyReport};
+use crate::server::Seen;
 use crate::store::{Restored, TagLine, Wanted};
 
 /// Commands for the server that serves a data folder. Each takes a connection of its own.
@@ -83,6 +85,17 @@ impl AdminClient {
     /// Puts back what was collected and is still in the trash.
     pub async fn undo_collection(&self) -> Result<Restored, AdminError> {
         self.ask(Method::POST, "/gc/undo", None).await
+    }
+
+    /// From now on, requests whose path holds `name` are kept; the number is for [`AdminClient::seen`].
+    pub async fn watch(&self, name: &str) -> Result<WatchEnd, AdminError> {
+        let order = WatchOrder { name: name.to_owned() };
+        self.ask(Method::POST, "/watch", Some(serde_json::json!(order))).await
+    }
+
+    /// Ends a watch: what it saw, the oldest first.
+    pub async fn seen(&self, watch: &WatchEnd) -> Result<Vec<Seen>, AdminError> {
+        self.ask(Method::POST, "/watch/end", Some(serde_json::json!(watch))).await
     }
 
     /// Whether the store answers.

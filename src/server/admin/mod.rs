@@ -13,6 +13,8 @@
 //! POST /gc/undo                                                 -> Restored
 //! POST /verify      VerifyOrder                                 -> VerifyReport
 //! GET  /verify             how far it is                         -> VerifyReport, without a list
+//! POST /watch       WatchOrder: requests for a name, from now on     -> WatchReport, with its number
+//! POST /watch/end   WatchReport's number: what was seen              -> [Seen]
 //! GET  /ready               whether the store answers               -> {"status": "ready"}
 //! ```
 //! Errors are `{"error": "…", "hint": "…" or null}` with a 4xx or 5xx. Who may open the socket may do all of it: its mode
@@ -42,12 +44,14 @@ use tracing::{debug, warn};
 
 pub use client::AdminClient;
 pub use report::{CloseOrder, CollectOrder, OpenOrder, RouteLine, StatusReport, TagOrder, TagReport, VerifyOrder};
+pub use report::{WatchEnd, WatchOrder};
 
 use crate::clock::Clock;
 use crate::gate::Gate;
 use crate::keep::Keep;
 use crate::names::Routes;
 use crate::pull::Pull;
+use crate::server::Recent;
 use crate::store::Store;
 use crate::tls::ServerTls;
 use crate::upstream::Upstream;
@@ -74,6 +78,7 @@ pub struct StatusSource {
     pub tls: Option<Arc<ServerTls>>,
     /// What an operator should do something about since the start, a sentence each.
     pub warnings: Vec<String>,
+    pub recent: Arc<Recent>,
     pub clock: Clock,
 }
 

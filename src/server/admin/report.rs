@@ -126,6 +126,21 @@ pub struct RouteLine {
     pub repository: String,
 }
 
+/// `POST /watch`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WatchOrder {
+    /// Part of the paths to be kept, such as `library/alpine`.
+    pub name: String,
+}
+
+/// The number of a watch, and `POST /watch/end`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WatchEnd {
+    pub id: u64,
+}
+
 /// How errors are told.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Complaint {

@@ -1,0 +1,110 @@
+//! Each kind's plan against the file that shows it whole; `SEALOCK_SHOW=1 cargo test client_config` writes them anew.
+
+use super::site::HUB;
+use super::*;
+use crate::config::Settings;
+
+const PEM: &str = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n";
+
+fn site(https: bool) -> Site {
+    let settings = Settings::load(&[], []).unwrap();
+    let mut hosts: Vec<String> = settings.upstream.values().map(|upstream| upstream.host.clone()).collect();
+    hosts.sort();
+    Site {
+        address: "registry.site.internal:5000".to_owned(),
+        https,
+        authority: https.then(|| PEM.to_owned()),
+        user: https.then(|| "ci".to_owned()),
+        fallback: false,
+        hosts,
+        routes: settings.routes().unwrap(),
+    }
+}
+
+#[test]
+fn each_kind_gets_what_its_file_shows() {
+    let kinds = Kind::value_variants().iter().map(|kind| kind.to_possible_value().unwrap().get_name().to_owned());
+    let mut wrong = Vec::new();
+    for (kind, name) in Kind::value_variants().iter().zip(kinds) {
+        for (https, scheme) in [(true, "https"), (false, "http")] {
+            let text = plan_of(*kind, &site(https), false).text();
+            let path = PathBuf::from(format!("tests/fixtures/client-config/{name}.{scheme}.txt"));
+            if std::env::var_os("SEALOCK_SHOW").is_some() {
+                std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+                std::fs::write(&path, &text).unwrap();
+            }
+            if std::fs::read_to_string(&path).unwrap_or_default() != text {
+                wrong.push(format!("{}:\n{text}", path.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn nothing_falls_back_to_the_internet_unless_that_is_asked_for() {
+    let asked = Site { fallback: true, ..site(true) };
+    for kind in [Kind::Containerd, Kind::Podman, Kind::CriO, Kind::K3s] {
+        let (strict, lax) = (plan_of(kind, &site(true), false).text(), plan_of(kind, &asked, false).text());
+        assert!(strict != lax, "{kind:?}");
+    }
+    let strict = containerd::hosts_toml(&site(true), "ghcr.io", None);
+    assert!(strict.contains("\nserver = \"https://registry.site.internal:5000\"\n"), "{strict}");
+    assert!(!containerd::hosts_toml(&asked, "ghcr.io", None).contains("\nserver"));
+    let lax = plan_of(Kind::Podman, &asked, false).text();
+    assert!(
+        lax.contains(
+            "location = \"ghcr.io\"\n\n[[registry.mirror]]\nlocation = \"registry.site.internal:5000/ghcr.io\""
+        )
+    );
+    assert!(!plan_of(Kind::K3s, &asked, false).text().contains("disable-default-registry-endpoint"));
+}
+
+#[test]
+fn what_is_printed_for_a_program_is_what_it_parses() {
+    for https in [true, false] {
+        for kind in Kind::value_variants() {
+            for file in plan_of(*kind, &site(https), true).files {
+                let text = file.content.fresh();
+                if file.path.ends_with(".toml") || file.path.ends_with(".conf") {
+                    text.parse::<toml_edit::DocumentMut>().unwrap_or_else(|why| panic!("{}: {why}\n{text}", file.path));
+                }
+                if file.path.ends_with(".json") {
+                    serde_json::from_str::<serde_json::Value>(&text).unwrap();
+                }
+                assert!(file.path.starts_with('/') && text.ends_with('\n'), "{}: {text}", file.path);
+            }
+        }
+    }
+}
+
+#[test]
+fn names_are_the_shortest_that_lead_there() {
+    let site = site(true);
+    let cases = [
+        ("ghcr.io", "aquasecurity/trivy-db", Some("trivy-db")),
+        ("registry.gitlab.com", "security-products/semgrep", Some("security-products/semgrep")),
+        ("registry.gitlab.com", "group/app", Some("registry.gitlab.com/group/app")),
+        (HUB, "library/alpine", Some("docker.io/library/alpine")),
+        ("example.com", "a/b", None),
+    ];
+    for (host, repository, expected) in cases {
+        let expected = expected.map(|name| format!("{}/{name}", site.address));
+        assert_eq!(site.reference(host, repository), expected, "{host}/{repository}");
+    }
+    assert!(!site.leads_to("library/alpine", HUB, "library/alpine"), "without a route for it");
+}
+
+#[test]
+fn an_address_is_a_host_and_a_port_and_nothing_that_breaks_a_file() {
+    for good in ["registry.site.internal:5000", "10.0.0.5:5000", "[fd00::1]:5000", "registry.site.internal"] {
+        assert_eq!(host_and_port(good).as_deref(), Some(good));
+    }
+    assert_eq!(host_and_port("Registry:5000").as_deref(), Some("registry:5000"));
+    for bad in ["", "https://a:5000", "a:5000/x", "a:0", "a:x", "a:99999", "u@a:1", "a b", "a\"b", "[x\"]:1", ":5000"] {
+        assert_eq!(host_and_port(bad), None, "{bad}");
+    }
+    for bad in ["", "a b", "a\"", "$(x)", "-u", "a\nb"] {
+        assert!(!is_plain(bad), "{bad}");
+    }
+}

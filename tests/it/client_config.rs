@@ -1,0 +1,165 @@
+//! `sealock client-config`: what it prints, what it leaves alone, and whether a pull came through here.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+use crate::support::far::FarRegistry;
+use crate::support::site::Sealock;
+
+fn client_config(folder: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sealock"));
+    command.current_dir(folder).env_clear().arg("client-config").args(arguments).output().unwrap()
+}
+
+fn words(output: &Output) -> String {
+    String::from_utf8_lossy(&[&output.stdout[..], &output.stderr].concat()).into_owned()
+}
+
+/// The authority of a far side, and its private key beside it.
+fn authority(folder: &Path, far: &FarRegistry) -> String {
+    let path = folder.join("ca.crt");
+    let key = "-----BEGIN PRIVATE KEY-----\nY2FuYXJ5\n-----END PRIVATE KEY-----\n";
+    fs::write(&path, format!("{}{key}", far.ca_pem())).unwrap();
+    path.display().to_string()
+}
+
+#[tokio::test]
+async fn what_is_printed_goes_by_the_settings_and_is_written_as_printed() {
+    let (folder, far) = (tempfile::tempdir().unwrap(), FarRegistry::start_tls().await);
+    let (ca, root) = (authority(folder.path(), &far), folder.path().join("root"));
+    fs::create_dir(&root).unwrap();
+    fs::write(folder.path().join("site.toml"), "[upstream.corp]\nhost = \"registry.corp.example\"\n").unwrap();
+    let (address, root_text) = ("registry.site.internal:5000", root.display().to_string());
+    let common = ["-c", "site.toml", "containerd", "--address", address, "--ca-file", &ca, "--user", "ci"];
+    let printed = words(&client_config(folder.path(), &common));
+    for expected in
+        ["/etc/containerd/certs.d/registry.corp.example/hosts.toml", "server = \"https://registry.site.internal:5000\""]
+    {
+        assert!(printed.contains(expected), "{printed}");
+    }
+    // Invariant 12
+    assert!(!printed.contains("PRIVATE") && !printed.contains("Y2FuYXJ5"), "a key went along");
+
+    let write = |more: &[&str]| client_config(folder.path(), &[&common[..], &["--root", &root_text], more].concat());
+    let dry = write(&["--dry-run"]);
+    assert!(
+        dry.status.success() && words(&dry).contains("+server = \"https://registry.site.internal:5000\""),
+        "{dry:?}"
+    );
+    assert_eq!(fs::read_dir(&root).unwrap().count(), 0);
+    let written = write(&["--write", "--json"]);
+    assert!(written.status.success(), "{written:?}");
+    let report: Value = serde_json::from_slice(&written.stdout).unwrap();
+    for file in report["files"].as_array().unwrap() {
+        assert_eq!(file["outcome"], "created");
+        let path = file["path"].as_str().unwrap();
+        let text = fs::read_to_string(path).unwrap();
+        assert!(printed.contains(&text), "{path}");
+    }
+    assert!(words(&write(&["--write"])).lines().filter(|line| line.ends_with(": as it should be")).count() >= 7);
+}
+
+#[test]
+fn files_of_others_are_told_of_and_left() {
+    let folder = tempfile::tempdir().unwrap();
+    let theirs = folder.path().join("etc/containers/registries.conf.d/50-sealock.conf");
+    fs::create_dir_all(theirs.parent().unwrap()).unwrap();
+    fs::write(&theirs, "unqualified-search-registries = []\n").unwrap();
+    let root = folder.path().display().to_string();
+    let write = |more: &[&str]| client_config(folder.path(), &[&["podman", "--write", "--root", &root], more].concat());
+    let left = write(&[]);
+    assert_eq!(left.status.code(), Some(3), "{left:?}");
+    assert!(words(&left).contains("left as it is: sealock did not write it"), "{left:?}");
+    assert_eq!(fs::read_to_string(&theirs).unwrap(), "unqualified-search-registries = []\n");
+    assert!(write(&["--force"]).status.success());
+    assert_eq!(
+        fs::read_to_string(theirs.with_extension("conf.before-sealock")).unwrap(),
+        "unqualified-search-registries = []\n"
+    );
+}
+
+#[test]
+fn what_cannot_be_right_is_told_with_what_to_write() {
+    // Invariant 20
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("all.toml"), "[server]\nlisten = [\"[::]:5000\"]\n").unwrap();
+    let cases = [
+        (&["-c", "all.toml", "docker"][..], "--address registry.site.internal:5000"),
+        (&["docker", "--address", "https://registry:5000"], "write a host and a port"),
+        (&["docker", "--ca-file", "none.crt"], "cannot read the certificates in `none.crt`"),
+        (&["docker", "--user", "a b"], "use letters, digits"),
+        (&["gitlab", "--write"], "gitlab needs no file here"),
+        (&["harbour"], "invalid value 'harbour'"),
+        (&["docker", "--check"], "no sealock serves `data`"),
+    ];
+    for (arguments, expected) in cases {
+        let output = client_config(folder.path(), arguments);
+        assert!(!output.status.success() && words(&output).contains(expected), "{arguments:?}: {}", words(&output));
+    }
+}
+
+/// A stand-in for podman in a folder of its own, which is all that PATH then has.
+fn client_that(folder: &Path, script: &str) {
+    let path = folder.join("bin/podman");
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(&path, format!("#!/bin/bash\n{script}\n")).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// Asks the server for `path`, and fails unless it says 200.
+fn asking(address: std::net::SocketAddr, path: &str) -> String {
+    format!(
+        "exec 3<>/dev/tcp/{}/{}\nprintf 'GET {path} HTTP/1.1\\r\\nHost: x\\r\\nUser-Agent: stand-in/1\\r\\nConnection: close\\r\\n\\r\\n' >&3\n\
+         IFS= read -r first <&3\necho \"$first\"\n[[ $first == *\" 200 \"* ]]",
+        address.ip(),
+        address.port()
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_that_went_past_here_is_told_from_one_that_came_through() {
+    let far = FarRegistry::start().await;
+    far.put_image("team/app", "1", &[b"layer"]);
+    let site = Sealock::setup().upstream("far", "far.test", &far).gate_open().start().await;
+    assert_eq!(site.manifest("far.test/team/app", "1").await.status, 200);
+    let (folder, data) = (tempfile::tempdir().unwrap(), site.data());
+    let check = async |more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sealock"));
+        command.current_dir(folder.path()).env_clear().env("PATH", folder.path().join("bin"));
+        command.arg("--data").arg(&data).args(["client-config", "podman", "--check"]).args(more);
+        // The server runs in this process: it must not wait for the command.
+        tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
+    };
+    fs::create_dir(folder.path().join("bin")).unwrap();
+    let nobody = check(&["--image", "far.test/team/app:1"]).await;
+    assert!(words(&nobody).contains("there is no podman, nor buildah, nor skopeo here"), "{nobody:?}");
+
+    client_that(folder.path(), &asking(site.address, "/v2/far.test/team/app/manifests/1"));
+    let through = check(&["--image", "far.test/team/app:1"]).await;
+    assert!(through.status.success(), "{through:?}");
+    assert!(words(&through).contains("far.test/team/app:1 came through here"), "{through:?}");
+    assert!(words(&through).contains("by stand-in/1"), "{through:?}");
+
+    client_that(folder.path(), "exit 0");
+    let past = check(&["--image", "far.test/team/app:1"]).await;
+    assert_eq!(past.status.code(), Some(1));
+    assert!(words(&past).contains("was pulled, but not through here"), "{past:?}");
+
+    client_that(folder.path(), "echo 'no such host' >&2; exit 125");
+    let away = check(&["--image", "far.test/team/app:1"]).await;
+    assert!(words(&away).contains("no such host") && words(&away).contains("the server was not asked"), "{away:?}");
+
+    client_that(folder.path(), &asking(site.address, "/v2/far.test/team/app/manifests/none"));
+    let refused = check(&["--image", "far.test/team/app:none", "--json"]).await;
+    assert_eq!(refused.status.code(), Some(1));
+    let report: Value = serde_json::from_slice(&refused.stdout).unwrap();
+    assert_eq!((&report["pulled"], &report["through_here"]), (&Value::Bool(false), &Value::Bool(false)));
+    assert_eq!(report["seen"][0]["status"], 404);
+    // Another name's requests prove nothing.
+    client_that(folder.path(), &asking(site.address, "/v2/far.test/team/app/manifests/1"));
+    assert!(words(&check(&["--image", "far.test/team/other:1"]).await).contains("not through here"));
+}

@@ -11,6 +11,7 @@ mod print;
 mod serve;
 mod status;
 mod tag;
+mod upstream;
 mod verify;
 
 use std::path::PathBuf;
@@ -76,6 +77,9 @@ enum Command {
     #[command(subcommand)]
     Certs(certs::CertsCommand),
     ClientConfig(Box<client_config::ClientConfig>),
+    /// Whether the upstreams can be reached and let us in
+    #[command(subcommand)]
+    Upstream(upstream::UpstreamCommand),
     /// Look at the settings
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -171,6 +175,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Verify(command) => command.run(&common),
         Command::Certs(command) => command.run(&common),
         Command::ClientConfig(command) => command.run(&common),
+        Command::Upstream(command) => command.run(&common),
         Command::Config(command) => command.run(&common),
         Command::Healthcheck(command) => command.run(&common),
     };

@@ -9,7 +9,7 @@ use http::{HeaderValue, Uri};
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
-use rustls::pki_types::ServerName;
+use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -54,11 +54,14 @@ impl Connector {
             Some(proxy) => self.to_proxy(proxy).await?,
         };
         if !tls {
-            return Ok(Link { wire, http2: false, proxied: proxy.is_some() });
+            return Ok(Link { wire, http2: false, proxied: proxy.is_some(), certificate: None });
         }
         let stream = secure(wire, host, self.settings.tls.clone()).await?;
-        let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-        Ok(Link { wire: Box::new(stream), http2, proxied: false })
+        let session = stream.get_ref().1;
+        let http2 = session.alpn_protocol() == Some(b"h2");
+        let certificate = session.peer_certificates().and_then(|chain| chain.first()).cloned();
+        let certificate = certificate.map(|shown| PeerCertificate(shown.into_owned()));
+        Ok(Link { wire: Box::new(stream), http2, proxied: false, certificate })
     }
 
     async fn to_proxy(&self, proxy: &Proxy) -> Result<Box<dyn Wire>, DialError> {
@@ -108,12 +111,21 @@ pub(super) struct Link {
     http2: bool,
     /// A proxy reads the requests, so they need absolute URIs.
     proxied: bool,
+    certificate: Option<PeerCertificate>,
 }
+
+/// What the other end of a TLS connection showed and was believed; an extension of each response that came by it.
+#[derive(Clone, Debug)]
+pub struct PeerCertificate(pub CertificateDer<'static>);
 
 impl Connection for Link {
     fn connected(&self) -> Connected {
         let connected = Connected::new().proxy(self.proxied);
-        if self.http2 { connected.negotiated_h2() } else { connected }
+        let connected = if self.http2 { connected.negotiated_h2() } else { connected };
+        match &self.certificate {
+            Some(certificate) => connected.extra(certificate.clone()),
+            None => connected,
+        }
     }
 }
 

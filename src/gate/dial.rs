@@ -70,6 +70,16 @@ pub enum DialError {
     TimedOut(Duration),
 }
 
+impl DialError {
+    /// What TLS had against the other end.
+    pub fn tls(&self) -> Option<&rustls::Error> {
+        match self {
+            Self::Tls { source, .. } => source.get_ref()?.downcast_ref(),
+            _ => None,
+        }
+    }
+}
+
 /// Makes sockets; each is entered in the gate's table first.
 #[derive(Clone)]
 pub(super) struct Dialer {

@@ -42,7 +42,7 @@ pub use audit::{CAUSE_MAX, Outcome, RECORDS_OUTSTANDING_MAX};
 pub use audit_file::{AuditError, AuditSettings};
 pub use body::Body;
 pub use client::{Client, ClientSettings, HOSTS_MAX, POOL_IDLE, REQUESTS_PER_HOST_MAX, TURN_WAIT_MAX};
-pub use connect::CONNECT_HEAD_MAX;
+pub use connect::{CONNECT_HEAD_MAX, PeerCertificate};
 pub use dial::{ADDRESSES_MAX, DialError, LOOKUPS_MAX};
 pub use keeper::{LASTING_MAX, LOOKUP_WAIT_MAX, UPSTREAMS_OPEN_MAX, WORDS_MAX};
 pub use proxy::{NO_PROXY_ENTRIES_MAX, ProxyError, ProxySettings};
@@ -306,6 +306,16 @@ impl Permit {
     /// Why it was revoked.
     fn refusal(&self) -> Refusal {
         self.gate.refusal(&self.leave.upstream).unwrap_or(Refusal::Closed { opens_at: None })
+    }
+}
+
+impl SendError {
+    /// Why there was no connection at all.
+    pub fn dial(&self) -> Option<&DialError> {
+        match self {
+            Self::Connect { source, .. } => source.downcast_ref(),
+            _ => None,
+        }
     }
 }
 

@@ -1,12 +1,10 @@
 //! How an endpoint lets us in: what it asked for last, and what we show it next.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use http::{HeaderValue, StatusCode};
-use jiff::Timestamp;
 
 use super::Remote;
-use super::breaker::{Admission, Breaker, Weight};
 use super::challenge::{Bearer, Challenge};
 use super::credentials::Credential;
 use super::endpoint::Endpoint;
@@ -35,17 +33,6 @@ pub(super) enum Grant {
     },
 }
 
-/// Whether the credential is good: a refused one rests, so that a wrong password does not lock the account.
-#[derive(Default)]
-pub(super) struct Standing(Mutex<Stood>);
-
-#[derive(Default)]
-struct Stood {
-    breaker: Breaker,
-    worked: bool,
-    refused: Option<(Arc<Credential>, u16)>,
-}
-
 impl Grant {
     pub fn header(&self) -> Option<HeaderValue> {
         match self {
@@ -71,7 +58,7 @@ impl Remote {
     ) -> Result<Option<Grant>, Fault> {
         match endpoint.memory() {
             None => Ok(None),
-            Some(Memory::Basic) => Ok(self.credential().await?.map(Grant::Basic)),
+            Some(Memory::Basic) => Ok(self.credential(repository).await?.map(Grant::Basic)),
             Some(Memory::Bearer(challenge)) => match self.bearer(endpoint, repository, challenge).await {
                 Ok(grant) => Ok(Some(grant)),
                 Err(fault) => match &fault.error {
@@ -97,7 +84,10 @@ impl Remote {
     ) -> Result<Grant, Fault> {
         match &shown {
             Some(Grant::Basic(credential)) if !challenges.iter().any(|asked| matches!(asked, Challenge::Bearer(_))) => {
-                return Err(self.refused(credential, 401).await);
+                return match self.renewed(repository, credential).await.filter(|renewed| renewed.basic().is_some()) {
+                    Some(renewed) => Ok(Grant::Basic(renewed)),
+                    None => Err(self.refused(repository, credential, 401).await),
+                };
             }
             Some(Grant::Bearer { fresh: true, credential, .. }) => return Err(self.denied(*credential)),
             Some(Grant::Bearer { token, key, .. }) => self.tokens.forget(key, token).await,
@@ -110,7 +100,7 @@ impl Remote {
         if let Some(challenge) = bearer {
             return self.bearer(endpoint, repository, challenge).await;
         }
-        match self.credential().await? {
+        match self.credential(repository).await? {
             None => Err(self.denied(false)),
             Some(credential) if challenges.contains(&Challenge::Basic) && credential.basic().is_some() => {
                 Ok(Grant::Basic(credential))
@@ -122,12 +112,12 @@ impl Remote {
     }
 
     /// The endpoint let us in, or at least did not answer 401.
-    pub fn granted(&self, endpoint: &Endpoint, grant: Option<&Grant>, status: StatusCode) {
+    pub fn granted(&self, endpoint: &Endpoint, repository: &RepositoryName, grant: Option<&Grant>, status: StatusCode) {
         let Some(grant) = grant.filter(|_| status != StatusCode::FORBIDDEN && !status.is_server_error()) else {
             return;
         };
         if grant.has_credential() {
-            self.standing.worked();
+            self.accounts.of(repository).standing.worked();
         }
         endpoint.remember(Some(match grant {
             Grant::Basic(_) => Memory::Basic,
@@ -135,7 +125,7 @@ impl Remote {
         }));
     }
 
-    async fn bearer(
+    pub(super) async fn bearer(
         &self,
         endpoint: &Endpoint,
         repository: &RepositoryName,
@@ -145,34 +135,39 @@ impl Remote {
         if challenge.scope.as_deref().is_some_and(|scope| scope.starts_with("repository:")) {
             challenge.scope = None;
         }
-        let credential = self.credential().await?;
-        let has_credential = credential.is_some();
-        let key = Key::of(self, &endpoint.origin, &challenge, repository, credential.clone());
-        let key = key.map_err(Fault::last)?;
-        match self.tokens.token(self, &key).await {
-            Ok((token, fresh)) => {
-                Ok(Grant::Bearer { token, key: key.into(), challenge, fresh, credential: has_credential })
-            }
-            Err(fault) => match (&fault.error, credential) {
-                (UpstreamError::CredentialsDenied { status, .. }, Some(credential)) => {
-                    Err(self.refused(&credential, *status).await)
+        let mut credential = self.credential(repository).await?;
+        let mut renewed = false;
+        loop {
+            let key = Key::of(self, &endpoint.origin, &challenge, repository, credential.clone());
+            let key = key.map_err(Fault::last)?;
+            let fault = match self.tokens.token(self, &key).await {
+                Ok((token, fresh)) => {
+                    let credential = credential.is_some();
+                    return Ok(Grant::Bearer { token, key: key.into(), challenge, fresh, credential });
                 }
-                _ => Err(fault),
-            },
+                Err(fault) => fault,
+            };
+            let (UpstreamError::CredentialsDenied { status, .. }, Some(shown)) = (&fault.error, &credential) else {
+                return Err(fault);
+            };
+            match self.renewed(repository, shown).await.filter(|_| !renewed) {
+                Some(other) => (credential, renewed) = (Some(other), true),
+                None => return Err(self.refused(repository, shown, *status).await),
+            }
         }
     }
 
-    /// The credential, unless it was just refused.
-    async fn credential(&self) -> Result<Option<Arc<Credential>>, Fault> {
+    /// The credential for `repository`, unless it was just refused.
+    async fn credential(&self, repository: &RepositoryName) -> Result<Option<Arc<Credential>>, Fault> {
         // A helper may reach out by itself.
         if let Some(refusal) = self.gate.refusal(&self.name) {
             return Err(Fault::last(refusal.into()));
         }
-        let upstream = self.name.to_string();
-        let found = self.credentials.credential(self.clock.now()).await;
+        let (upstream, account) = (self.name.to_string(), self.accounts.of(repository));
+        let found = account.source.credential(self.clock.now()).await;
         let found = found.map_err(|why| Fault::last(UpstreamError::Unreachable { upstream: upstream.clone(), why }))?;
         match &found {
-            Some(credential) => match self.standing.admit(credential, self.clock.now()) {
+            Some(credential) => match account.standing.admit(credential, self.clock.now()) {
                 Some(status) => Err(Fault::last(UpstreamError::CredentialsDenied { upstream, status })),
                 None => Ok(found),
             },
@@ -180,9 +175,18 @@ impl Remote {
         }
     }
 
-    async fn refused(&self, credential: &Arc<Credential>, status: u16) -> Fault {
-        self.standing.refused(credential, status, self.clock.now());
-        self.credentials.forget().await;
+    /// Another credential in place of one that was refused, if there is one by now.
+    async fn renewed(&self, repository: &RepositoryName, refused: &Arc<Credential>) -> Option<Arc<Credential>> {
+        if self.gate.refusal(&self.name).is_some() {
+            return None;
+        }
+        self.accounts.of(repository).source.renewed(refused, self.clock.now()).await
+    }
+
+    async fn refused(&self, repository: &RepositoryName, credential: &Arc<Credential>, status: u16) -> Fault {
+        let account = self.accounts.of(repository);
+        account.standing.refused(credential, status, self.clock.now());
+        account.source.forget().await;
         Fault::last(UpstreamError::CredentialsDenied { upstream: self.name.to_string(), status })
     }
 
@@ -192,42 +196,5 @@ impl Remote {
             true => UpstreamError::CredentialsDenied { upstream, status },
             false => UpstreamError::AnonymousDenied { upstream, status },
         })
-    }
-}
-
-impl Standing {
-    /// The status with which `credential` was refused, while it rests.
-    fn admit(&self, credential: &Arc<Credential>, now: Timestamp) -> Option<u16> {
-        let mut stood = self.lock();
-        let status = stood.refused.as_ref().filter(|(refused, _)| refused == credential).map(|(_, status)| *status)?;
-        (stood.breaker.admit(now) == Admission::Rest).then_some(status)
-    }
-
-    /// One that has worked may have been refused for one repository only: that counts little.
-    fn refused(&self, credential: &Arc<Credential>, status: u16, now: Timestamp) {
-        let mut stood = self.lock();
-        let weight = if stood.worked { Weight::Light } else { Weight::Heavy };
-        stood.breaker.failed(now, weight);
-        if stood.breaker.resting_until(now).is_some() {
-            stood.worked = false;
-        }
-        stood.refused = Some((credential.clone(), status));
-    }
-
-    fn worked(&self) {
-        let mut stood = self.lock();
-        stood.breaker.succeeded();
-        stood.worked = true;
-        stood.refused = None;
-    }
-
-    pub fn forget_failures(&self) {
-        let mut stood = self.lock();
-        stood.breaker.succeeded();
-        stood.refused = None;
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Stood> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

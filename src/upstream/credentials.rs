@@ -1,9 +1,12 @@
 //! What we log in with: from a file, a variable, or Docker's `config.json` and its helpers.
+//!
+//! A file that changes is read again before the next request; a credential that is refused is looked up once more.
 
 use std::fs::File;
 use std::io::Read as _;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex as SyncMutex, PoisonError};
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -16,7 +19,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::error::UpstreamSetupError;
-use super::settings::UpstreamSettings;
+use super::settings::CredentialSettings;
 use crate::secret::Secret;
 
 /// Largest password file and Docker configuration that is read, in bytes.
@@ -43,8 +46,21 @@ pub(super) enum Credential {
 pub(super) enum Source {
     Anonymous,
     Fixed(Arc<Credential>),
+    File(PasswordFile),
     Docker(Docker),
 }
+
+/// A file with a password, as it was when it was last looked at.
+pub(super) struct PasswordFile {
+    upstream: String,
+    path: PathBuf,
+    username: String,
+    state: SyncMutex<(Option<Stamp>, Arc<Credential>)>,
+}
+
+/// Tells a file from what it was before: inode, size, and times of its last change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp(u64, u64, [i64; 4]);
 
 /// A Docker configuration, asked for one registry.
 pub(super) struct Docker {
@@ -55,7 +71,8 @@ pub(super) struct Docker {
 
 #[derive(Default)]
 struct DockerState {
-    kept: Option<(Timestamp, Found)>,
+    /// Since when, of which state of the file, what.
+    kept: Option<(Timestamp, Option<Stamp>, Found)>,
     /// A helper that did not answer in time is waited for again, not started again.
     running: Option<JoinHandle<Asked>>,
 }
@@ -79,41 +96,44 @@ impl Credential {
 
 impl Source {
     /// Reads what the settings name; runs no helper and touches no network.
-    pub fn read(upstream: &str, settings: &UpstreamSettings) -> Result<Self, UpstreamSetupError> {
-        let wrong = |key, message: &str| UpstreamSetupError::Setting {
-            upstream: upstream.to_owned(),
-            key,
-            message: message.to_owned(),
-        };
+    pub fn read(upstream: &str, host: &str, settings: &CredentialSettings) -> Result<Self, UpstreamSetupError> {
         if let Some(path) = &settings.docker_config {
             let config = read_file(upstream, "docker_config", path)?;
             if !serde_json::from_slice::<serde_json::Value>(&config).is_ok_and(|config| config.is_object()) {
-                return Err(wrong("docker_config", &format!("`{}` is not a JSON object", path.display())));
+                let message = format!("`{}` is not a JSON object", path.display());
+                return Err(wrong(upstream, "docker_config", message));
             }
             // Docker Hub's entries stand under the address of its old index.
-            let server = if settings.host == "docker.io" { "https://index.docker.io/v1/" } else { &settings.host };
+            let server = if host == "docker.io" { "https://index.docker.io/v1/" } else { host };
             return Ok(Self::Docker(Docker { path: path.clone(), server: server.to_owned(), state: Mutex::default() }));
         }
         let Some(username) = settings.username.clone() else {
             return Ok(Self::Anonymous);
         };
-        let (key, password) = match (&settings.password_file, &settings.password_env) {
+        match (&settings.password_file, &settings.password_env) {
             (Some(path), _) => {
-                let bytes = read_file(upstream, "password_file", path)?;
-                let text = String::from_utf8(bytes);
-                let text = text.map_err(|_| wrong("password_file", &format!("`{}` is not UTF-8", path.display())))?;
-                ("password_file", text.trim_end_matches(['\r', '\n']).to_owned())
+                let stamp = Stamp::of(path);
+                let password = read_password(upstream, path)?;
+                let credential = Arc::new(Credential::Password { username: username.clone(), password });
+                // What comes through a pipe comes once.
+                if can_be_read_but_once(path) {
+                    return Ok(Self::Fixed(credential));
+                }
+                let (upstream, path) = (upstream.to_owned(), path.clone());
+                Ok(Self::File(PasswordFile { upstream, path, username, state: SyncMutex::new((stamp, credential)) }))
             }
             (None, Some(variable)) => match std::env::var(variable) {
-                Ok(text) => ("password_env", text),
-                Err(_) => return Err(wrong("password_env", &format!("the variable `{variable}` is not set"))),
+                Ok(text) => {
+                    let password = not_empty(upstream, "password_env", text)?;
+                    Ok(Self::Fixed(Arc::new(Credential::Password { username, password })))
+                }
+                Err(_) => Err(wrong(upstream, "password_env", format!("the variable `{variable}` is not set"))),
             },
-            (None, None) => return Err(wrong("username", "has no password; add `password_file` or remove `username`")),
-        };
-        if password.is_empty() {
-            return Err(wrong(key, "the password is empty"));
+            (None, None) => {
+                let message = "has no password; add `password_file` or remove `username`".to_owned();
+                Err(wrong(upstream, "username", message))
+            }
         }
-        Ok(Self::Fixed(Arc::new(Credential::Password { username, password: Secret::new(password) })))
     }
 
     /// The credential to use now, or none. Runs a helper, which may reach out: only for a request that the gate let through.
@@ -121,8 +141,19 @@ impl Source {
         match self {
             Self::Anonymous => Ok(None),
             Self::Fixed(credential) => Ok(Some(credential.clone())),
+            Self::File(file) => Ok(Some(file.credential(false))),
             Self::Docker(docker) => docker.credential(now).await,
         }
+    }
+
+    /// `refused` was refused: another one, if there is one by now. A helper that was asked just before is not asked again.
+    pub async fn renewed(&self, refused: &Arc<Credential>, now: Timestamp) -> Option<Arc<Credential>> {
+        let found = match self {
+            Self::Anonymous | Self::Fixed(_) => None,
+            Self::File(file) => Some(file.credential(true)),
+            Self::Docker(docker) => docker.renewed(refused, now).await,
+        };
+        found.filter(|found| found != refused)
     }
 
     /// The credential was refused: a helper is asked again.
@@ -133,18 +164,66 @@ impl Source {
     }
 }
 
+impl PasswordFile {
+    /// What the file holds. One that cannot be used, as when it is just being written, leaves what it held before.
+    fn credential(&self, anew: bool) -> Arc<Credential> {
+        let stamp = Stamp::of(&self.path);
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.0 == stamp && !anew {
+            return state.1.clone();
+        }
+        state.0 = stamp;
+        match read_password(&self.upstream, &self.path) {
+            Ok(password) => {
+                let read = Credential::Password { username: self.username.clone(), password };
+                if *state.1 != read {
+                    tracing::info!(upstream = self.upstream, "took a new password from `password_file`");
+                    state.1 = Arc::new(read);
+                }
+            }
+            Err(why) => {
+                let (_, why) = why.of_setting();
+                tracing::warn!(upstream = self.upstream, "the password before is used on: {why}");
+            }
+        }
+        state.1.clone()
+    }
+}
+
+impl Stamp {
+    fn of(path: &Path) -> Option<Self> {
+        let found = std::fs::metadata(path).ok()?;
+        Some(Self(found.ino(), found.size(), [found.mtime(), found.mtime_nsec(), found.ctime(), found.ctime_nsec()]))
+    }
+}
+
 impl Docker {
     async fn credential(&self, now: Timestamp) -> Found {
         let mut state = self.state.lock().await;
-        if let Some((since, kept)) = &state.kept {
+        let stamp = Stamp::of(&self.path);
+        if let Some((since, of, kept)) = &state.kept {
             let seconds = if kept.is_ok() { HELPER_KEPT_SECONDS } else { FAILURE_KEPT_SECONDS };
-            if (0..seconds).contains(&now.duration_since(*since).as_secs()) {
+            if *of == stamp && (0..seconds).contains(&now.duration_since(*since).as_secs()) {
                 return kept.clone();
             }
         }
         let found = self.look_up(&mut state.running).await;
-        state.kept = Some((now, found.clone()));
+        state.kept = Some((now, stamp, found.clone()));
         found
+    }
+
+    async fn renewed(&self, refused: &Arc<Credential>, now: Timestamp) -> Option<Arc<Credential>> {
+        {
+            let mut state = self.state.lock().await;
+            if let Some((since, _, Ok(Some(kept)))) = &state.kept {
+                let just_asked = (0..FAILURE_KEPT_SECONDS).contains(&now.duration_since(*since).as_secs());
+                if kept != refused || just_asked {
+                    return Some(kept.clone());
+                }
+            }
+            state.kept = None;
+        }
+        self.credential(now).await.ok().flatten()
     }
 
     async fn look_up(&self, running: &mut Option<JoinHandle<Asked>>) -> Found {
@@ -185,6 +264,29 @@ impl Docker {
             Err(other) => Err(format!("no credential for `{}` from `docker_config`: {other}", self.server)),
         }
     }
+}
+
+fn read_password(upstream: &str, path: &Path) -> Result<Secret, UpstreamSetupError> {
+    let text = String::from_utf8(read_file(upstream, "password_file", path)?);
+    let text = text.map_err(|_| wrong(upstream, "password_file", format!("`{}` is not UTF-8", path.display())))?;
+    not_empty(upstream, "password_file", text.trim_end_matches(['\r', '\n']).to_owned())
+}
+
+fn not_empty(upstream: &str, key: &'static str, password: String) -> Result<Secret, UpstreamSetupError> {
+    if password.is_empty() {
+        Err(wrong(upstream, key, "the password is empty".to_owned()))
+    } else {
+        Ok(Secret::new(password))
+    }
+}
+
+fn wrong(upstream: &str, key: &'static str, message: String) -> UpstreamSetupError {
+    UpstreamSetupError::Setting { upstream: upstream.to_owned(), key, message }
+}
+
+/// A pipe, such as the shell's `<(…)`: what is read once is gone.
+pub(super) fn can_be_read_but_once(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|found| found.file_type().is_fifo() || found.file_type().is_char_device())
 }
 
 fn read_file(upstream: &str, key: &'static str, path: &Path) -> Result<Vec<u8>, UpstreamSetupError> {

@@ -7,11 +7,13 @@
 //! ```
 //! What comes back is not verified here: digests are the pull's business.
 
+mod accounts;
 mod address;
 mod authorize;
 mod blob;
 mod breaker;
 mod challenge;
+mod check;
 mod credentials;
 mod endpoint;
 mod error;
@@ -22,8 +24,7 @@ mod send;
 mod settings;
 mod token;
 
-use std::os::unix::fs::FileTypeExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -33,9 +34,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use self::accounts::Accounts;
 use self::address::Origin;
-use self::authorize::Standing;
-use self::credentials::Source;
 use self::endpoint::{Endpoint, Limits};
 use self::send::{Answer, Ask};
 use self::token::Tokens;
@@ -45,8 +45,9 @@ use crate::oci::{Descriptor, Digest, MANIFEST_SIZE_MAX, MediaType, Reference, Re
 use crate::tls;
 
 pub use self::blob::BlobStream;
+pub use self::check::{CheckStep, EndpointCheck, Step, UpstreamCheck};
 pub use self::error::{UpstreamError, UpstreamSetupError};
-pub use self::settings::UpstreamSettings;
+pub use self::settings::{CredentialSettings, UpstreamSettings};
 
 /// One remote registry. Cheap to clone.
 #[derive(Clone)]
@@ -94,8 +95,7 @@ struct Remote {
     endpoints: Vec<Arc<Endpoint>>,
     token_realms: Vec<Origin>,
     redirect_origins: Vec<Origin>,
-    credentials: Source,
-    standing: Standing,
+    accounts: Accounts,
     tokens: Tokens,
     limits: Limits,
     gate: Gate,
@@ -111,14 +111,16 @@ struct Remote {
 impl UpstreamSettings {
     /// The first of the files and variables named here that is of no use: its key, and why. Never tells what it holds.
     pub fn check_files(&self, name: &str) -> Result<(), (&'static str, String)> {
-        let readable_twice = |path: &Option<PathBuf>| path.as_deref().is_none_or(|path| !can_be_read_but_once(path));
+        let readable_twice =
+            |path: &Option<PathBuf>| path.as_deref().is_none_or(|path| !credentials::can_be_read_but_once(path));
         if readable_twice(&self.ca_file) {
             let tls = tls::client_config(self.ca_file.as_deref());
             let failed = |source| UpstreamSetupError::Tls { upstream: name.to_owned(), source };
             tls.map_err(|source| failed(source).of_setting())?;
         }
-        if readable_twice(&self.password_file) && readable_twice(&self.docker_config) {
-            Source::read(name, self).map_err(|error| error.of_setting())?;
+        let mut all = self.credentials.values().cloned().chain([self.own_credentials()]);
+        if all.all(|one| readable_twice(&one.password_file) && readable_twice(&one.docker_config)) {
+            Accounts::read(name, self).map_err(|error| error.of_setting())?;
         }
         Ok(())
     }
@@ -140,7 +142,7 @@ impl Upstream {
         let tls = tls.map_err(|source| UpstreamSetupError::Tls { upstream: upstream(), source })?;
         let proxy = ProxySettings::from_env();
         let proxy = proxy.map_err(|source| UpstreamSetupError::Proxy { upstream: upstream(), source })?;
-        let credentials = Source::read(name, settings)?;
+        let accounts = Accounts::read(name, settings)?;
         let name: Arc<str> = name.into();
         let client = ClientSettings {
             upstream: name.clone(),
@@ -159,8 +161,7 @@ impl Upstream {
             endpoints: endpoints.collect(),
             token_realms: origins(&settings.token_realms),
             redirect_origins: origins(&settings.redirect_origins),
-            credentials,
-            standing: Standing::default(),
+            accounts,
             tokens: Tokens::default(),
             limits: Limits::default(),
             gate: gate.clone(),
@@ -305,14 +306,9 @@ impl Remote {
             changes.mark_unchanged();
             self.endpoints.iter().for_each(|endpoint| endpoint.forget_failures());
             self.limits.forget();
-            self.standing.forget_failures();
+            self.accounts.forget_failures();
         }
     }
-}
-
-/// A pipe, such as the shell's `<(…)`: what a check reads, the start would miss.
-fn can_be_read_but_once(path: &Path) -> bool {
-    std::fs::metadata(path).is_ok_and(|found| found.file_type().is_fifo() || found.file_type().is_char_device())
 }
 
 /// `Content-Length` of a good answer; 0 is what a careless registry writes on HEAD.

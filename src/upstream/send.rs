@@ -181,7 +181,7 @@ impl Remote {
     }
 
     /// One endpoint, with what it takes to be let in.
-    async fn attempt(&self, endpoint: &Endpoint, ask: &Ask) -> Result<Answer, Fault> {
+    pub(super) async fn attempt(&self, endpoint: &Endpoint, ask: &Ask) -> Result<Answer, Fault> {
         let mut grant = self.remembered_grant(endpoint, &ask.repository).await?;
         let headers = ask.headers();
         for _ in 0..AUTHORIZATIONS_MAX {
@@ -190,7 +190,7 @@ impl Remote {
                 .follow(endpoint, ask.purpose, &ask.method, &ask.path_and_query, &headers, authorization.as_ref())
                 .await?;
             if reply.head.status != StatusCode::UNAUTHORIZED || reply.elsewhere {
-                self.granted(endpoint, grant.as_ref(), reply.head.status);
+                self.granted(endpoint, &ask.repository, grant.as_ref(), reply.head.status);
                 return self.judge(reply, ask, grant.is_some_and(|grant| grant.has_credential())).await;
             }
             let challenges = self.challenges(endpoint, reply).await?;
@@ -381,7 +381,7 @@ pub(super) async fn drain(mut body: Body) {
     let _ = timeout(DRAIN_TIMEOUT, short).await;
 }
 
-fn challenges_in(headers: &HeaderMap) -> Vec<Challenge> {
+pub(super) fn challenges_in(headers: &HeaderMap) -> Vec<Challenge> {
     challenge::parse(headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok()))
 }
 

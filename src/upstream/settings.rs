@@ -1,5 +1,6 @@
 //! `[upstream.NAME]` of the settings, and what can be wrong in it.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -36,6 +37,9 @@ pub struct UpstreamSettings {
     /// Docker's `config.json`, with its credential helpers; instead of `username`.
     #[serde(default)]
     pub docker_config: Option<PathBuf>,
+    /// Instead, for some of its repositories: a name, or all below a prefix (`group/**`); the longest that fits counts.
+    #[serde(default)]
+    pub credentials: BTreeMap<String, CredentialSettings>,
     /// Origins besides the endpoint's own that may be asked for tokens and see the credentials, such as `https://gitlab.com`.
     #[serde(default)]
     pub token_realms: Vec<String>,
@@ -68,6 +72,16 @@ pub struct UpstreamSettings {
     pub blob_size_max: Size,
 }
 
+/// `[upstream.NAME.credentials."PATTERN"]`: what we log in with for repositories that it fits.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CredentialSettings {
+    pub username: Option<String>,
+    pub password_file: Option<PathBuf>,
+    pub password_env: Option<String>,
+    pub docker_config: Option<PathBuf>,
+}
+
 fn connect_timeout() -> Span {
     Span(Duration::from_secs(5))
 }
@@ -98,6 +112,8 @@ fn blob_size_max() -> Size {
 
 /// Most retries and resumes that can be set.
 const TRIES_MAX: u32 = 20;
+/// Most credentials of one upstream besides its own.
+const CREDENTIALS_MAX: usize = 64;
 /// Most endpoints, token realms and redirect origins.
 const ORIGINS_MAX: usize = 16;
 
@@ -113,6 +129,7 @@ impl UpstreamSettings {
             password_file: None,
             password_env: None,
             docker_config: None,
+            credentials: BTreeMap::new(),
             token_realms: Vec::new(),
             redirect_origins: Vec::new(),
             default_namespace: None,
@@ -138,6 +155,16 @@ impl UpstreamSettings {
             wrong.push(("default_namespace", "write a repository name, such as `library`".to_owned()));
         }
         wrong
+    }
+
+    /// What holds for repositories that nothing in `credentials` fits.
+    pub(super) fn own_credentials(&self) -> CredentialSettings {
+        CredentialSettings {
+            username: self.username.clone(),
+            password_file: self.password_file.clone(),
+            password_env: self.password_env.clone(),
+            docker_config: self.docker_config.clone(),
+        }
     }
 
     /// The endpoints as written, or the default one.
@@ -171,27 +198,22 @@ impl UpstreamSettings {
     }
 
     fn check_credentials(&self, wrong: &mut Vec<(&'static str, String)>) {
-        let mut add = |key, message: &str| wrong.push((key, message.to_owned()));
-        let password = self.password_file.is_some() || self.password_env.is_some();
-        if self.password_file.is_some() && self.password_env.is_some() {
-            add("password_env", "the password is given twice; keep one of `password_file` and `password_env`");
+        wrong.extend(self.own_credentials().check().into_iter().map(|(key, message)| (key, message.to_owned())));
+        if self.credentials.len() > CREDENTIALS_MAX {
+            wrong.push(("credentials", format!("at most {CREDENTIALS_MAX} of them")));
         }
-        match &self.username {
-            Some(_) if !password => add("username", "has no password; add `password_file` or remove `username`"),
-            Some(username) if username.is_empty() || username.contains(':') || username.contains(char::is_control) => {
-                add("username", "a username is not empty and has neither `:` nor control characters");
+        for (pattern, credentials) in &self.credentials {
+            let name = pattern.strip_suffix("/**").unwrap_or(pattern);
+            if name.parse::<RepositoryName>().is_err() {
+                let message =
+                    "is neither a repository there, such as `group/app`, nor all below a prefix, such as `group/**`";
+                wrong.push(("credentials", format!("`{}` {message}", pattern.escape_debug())));
             }
-            None if self.password_file.is_some() => {
-                add("password_file", "has no username; add `username` or remove it")
+            if credentials.username.is_none() && credentials.docker_config.is_none() {
+                wrong.push(("credentials", format!("`{pattern}`: add `username` and `password_file`, or remove it")));
             }
-            None if self.password_env.is_some() => add("password_env", "has no username; add `username` or remove it"),
-            _ => {}
-        }
-        if self.docker_config.is_some() && (self.username.is_some() || password) {
-            add(
-                "docker_config",
-                "the credentials are given twice; keep `username` and its password, or `docker_config`",
-            );
+            let each = credentials.check().into_iter();
+            wrong.extend(each.map(|(key, message)| ("credentials", format!("`{pattern}`: {key} {message}"))));
         }
     }
 
@@ -232,6 +254,36 @@ impl UpstreamSettings {
     }
 }
 
+impl CredentialSettings {
+    /// Everything that is wrong: the key, and what to write instead.
+    fn check(&self) -> Vec<(&'static str, &'static str)> {
+        let mut wrong = Vec::new();
+        let mut add = |key, message| wrong.push((key, message));
+        let password = self.password_file.is_some() || self.password_env.is_some();
+        if self.password_file.is_some() && self.password_env.is_some() {
+            add("password_env", "the password is given twice; keep one of `password_file` and `password_env`");
+        }
+        match &self.username {
+            Some(_) if !password => add("username", "has no password; add `password_file` or remove `username`"),
+            Some(username) if username.is_empty() || username.contains(':') || username.contains(char::is_control) => {
+                add("username", "a username is not empty and has neither `:` nor control characters");
+            }
+            None if self.password_file.is_some() => {
+                add("password_file", "has no username; add `username` or remove it")
+            }
+            None if self.password_env.is_some() => add("password_env", "has no username; add `username` or remove it"),
+            _ => {}
+        }
+        if self.docker_config.is_some() && (self.username.is_some() || password) {
+            add(
+                "docker_config",
+                "the credentials are given twice; keep `username` and its password, or `docker_config`",
+            );
+        }
+        wrong
+    }
+}
+
 fn not_an_origin(text: &str) -> String {
     format!(
         "`{}` is not an origin; write scheme, host and port only, such as `https://registry.gitlab.com`",
@@ -257,6 +309,7 @@ mod tests {
             "host = 'a.b'\nusername = 'u'\npassword_file = '/p'\ntoken_realms = ['https://auth.a.b']",
             "host = 'a.b'\nusername = 'u'\npassword_env = 'P'",
             "host = 'a.b'\ndocker_config = '/c'",
+            "host = 'a.b'\n[credentials.'a/**']\nusername = 'u'\npassword_file = '/p'\n[credentials.'a/b']\ndocker_config = '/c'",
         ];
         for toml in good {
             assert_eq!(wrong_keys(toml), Vec::<&str>::new(), "{toml}");
@@ -281,6 +334,10 @@ mod tests {
             ("host = 'a.b'\npassword_env = 'P'", "password_env"),
             ("host = 'a.b'\nusername = 'u'\npassword_file = '/p'\npassword_env = 'P'", "password_env"),
             ("host = 'a.b'\nusername = 'u'\npassword_env = 'P'\ndocker_config = '/c'", "docker_config"),
+            ("host = 'a.b'\n[credentials.'a/*']\nusername = 'u'\npassword_env = 'P'", "credentials"),
+            ("host = 'a.b'\n[credentials.'**']\nusername = 'u'\npassword_env = 'P'", "credentials"),
+            ("host = 'a.b'\n[credentials.'a/**']\nusername = 'u'", "credentials"),
+            ("host = 'a.b'\n[credentials.'a/**']", "credentials"),
             ("host = 'a.b'\ntoken_realms = ['auth.a.b']", "token_realms"),
             ("host = 'a.b'\ntoken_realms = ['http://auth.a.b']", "token_realms"),
             ("host = 'a.b'\nredirect_origins = ['10.0.0.1']", "redirect_origins"),

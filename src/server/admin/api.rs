@@ -77,6 +77,7 @@ impl Office {
                 let (checked, size_bytes) = keep.progress().so_far();
                 document(&VerifyReport { checked, size_bytes, ..VerifyReport::default() })
             }
+            (&Method::POST, "/upstream/check") => document(&self.check(&order(body).await?).await?),
             (&Method::POST, "/watch") => {
                 let WatchOrder { name } = order(body).await?;
                 document(&WatchEnd { id: self.source.recent.watch(&name, self.source.clock.now()) })
@@ -101,13 +102,7 @@ impl Office {
 
     async fn open(&self, order: OpenOrder, uid: Option<u32>) -> Result<GateStatus, Trouble> {
         if let Some(wanted) = &order.upstream {
-            let mut known: Vec<&str> = self.source.upstreams.iter().map(|upstream| upstream.name()).collect();
-            known.sort_unstable();
-            if !known.contains(&wanted.as_str()) {
-                let known = known.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
-                let hint = format!("the upstreams are {known}");
-                return Err(Trouble::wrong(format!("there is no upstream `{wanted}`"), hint));
-            }
+            self.know(wanted)?;
         }
         let lasting = order.for_ms.map(Duration::from_millis);
         if lasting == Some(Duration::ZERO) {

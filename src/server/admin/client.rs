@@ -10,13 +10,14 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::report::{CheckOrder, WatchEnd, WatchOrder};
 use super::report::{CloseOrder, CollectOrder, Complaint, OpenOrder, StatusReport, TagOrder, TagReport, VerifyOrder};
-use super::report::{WatchEnd, WatchOrder};
 use super::{AdminError, socket};
 use crate::gate::GateStatus;
 use crate::keep::{CollectReport, VerifyReport};
 use crate::server::Seen;
 use crate::store::{Restored, TagLine, Wanted};
+use crate::upstream::UpstreamCheck;
 
 /// Commands for the server that serves a data folder. Each takes a connection of its own.
 #[derive(Clone, Debug)]
@@ -85,6 +86,11 @@ impl AdminClient {
     /// Puts back what was collected and is still in the trash.
     pub async fn undo_collection(&self) -> Result<Restored, AdminError> {
         self.ask(Method::POST, "/gc/undo", None).await
+    }
+
+    /// Asks upstreams step by step, through the gate.
+    pub async fn check_upstreams(&self, order: &CheckOrder) -> Result<Vec<UpstreamCheck>, AdminError> {
+        self.ask(Method::POST, "/upstream/check", Some(serde_json::json!(order))).await
     }
 
     /// From now on, requests whose path holds `name` are kept; the number is for [`AdminClient::seen`].

@@ -13,6 +13,7 @@
 //! POST /gc/undo                                                 -> Restored
 //! POST /verify      VerifyOrder                                 -> VerifyReport
 //! GET  /verify             how far it is                         -> VerifyReport, without a list
+//! POST /upstream/check CheckOrder: asks them step by step           -> [UpstreamCheck]
 //! POST /watch       WatchOrder: requests for a name, from now on     -> WatchReport, with its number
 //! POST /watch/end   WatchReport's number: what was seen              -> [Seen]
 //! GET  /ready               whether the store answers               -> {"status": "ready"}
@@ -21,6 +22,7 @@
 //! is 0600.
 
 mod api;
+mod check;
 mod client;
 mod report;
 mod socket;
@@ -43,8 +45,8 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 pub use client::AdminClient;
+pub use report::{CheckOrder, WatchEnd, WatchOrder};
 pub use report::{CloseOrder, CollectOrder, OpenOrder, RouteLine, StatusReport, TagOrder, TagReport, VerifyOrder};
-pub use report::{WatchEnd, WatchOrder};
 
 use crate::clock::Clock;
 use crate::gate::Gate;

@@ -126,6 +126,18 @@ pub struct RouteLine {
     pub repository: String,
 }
 
+/// `POST /upstream/check`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CheckOrder {
+    /// Key of the one upstream to ask; without it, all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upstream: Option<String>,
+    /// What to ask for, as clients name it; without it, something that was filled from there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+}
+
 /// `POST /watch`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

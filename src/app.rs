@@ -124,7 +124,7 @@ impl App {
             recent,
             clock,
         };
-        let admin = Admin::bind(data, source).await?;
+        let admin = Admin::bind(data, &settings.admin, source).await?;
         // Last of all, because the order outlasts the run: a start that fails must not leave the gate open.
         if let Some(mode) = mode {
             gate.set_initial(mode).await?;

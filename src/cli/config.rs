@@ -1,9 +1,12 @@
 //! `sealock config check`: reads the settings as `serve` would, and starts nothing.
 
+use std::path::PathBuf;
+
 use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::{Common, Failure, print};
+use crate::config::DEFAULT_FILE;
 
 #[derive(Subcommand)]
 pub enum ConfigCommand {
@@ -22,16 +25,33 @@ impl ConfigCommand {
     pub fn run(self, common: &Common) -> Result<(), Failure> {
         let Self::Check(check) = self;
         let settings = common.settings_to_serve()?;
+        let files = common.files();
+        let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+        let mut variables: Vec<_> = names.filter(|name| name.starts_with("SEALOCK_")).collect();
+        variables.sort();
         let routes = settings.routes().map_err(|why| Failure::new(&why, None))?.describe();
         if check.json {
             let routes: Vec<_> = routes
                 .iter()
                 .map(|(name, upstream, to)| json!({ "name": name, "upstream": upstream, "to": to }))
                 .collect();
-            return print::json(&json!({ "ok": true, "routes": routes }));
+            let read: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
+            let answer = json!({ "ok": true, "files": read, "variables": variables, "routes": routes });
+            return print::json(&answer);
         }
         let rows: Vec<_> = routes.into_iter().map(|(name, upstream, to)| vec![name, upstream, to]).collect();
         print::table(&["NAME", "UPSTREAM", "GOES TO"], &rows)?;
+        print::line(&came_from(&files, &variables))?;
         print::line("the settings are good")
     }
+}
+
+/// Which files and variables were read; values are not told.
+fn came_from(files: &[PathBuf], variables: &[String]) -> String {
+    let mut from: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
+    if from.is_empty() {
+        from.push(format!("no file, for there is no `{DEFAULT_FILE}`"));
+    }
+    from.extend(variables.iter().cloned());
+    format!("read: {}", from.join(", "))
 }

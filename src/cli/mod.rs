@@ -7,6 +7,7 @@ mod gate;
 mod gc;
 mod healthcheck;
 mod ls;
+mod notify;
 mod print;
 mod serve;
 mod status;
@@ -136,12 +137,16 @@ impl Common {
         &self,
         load: impl FnOnce(&[PathBuf], std::env::Vars) -> Result<Settings, ConfigError>,
     ) -> Result<Settings, Failure> {
-        let files = if self.config.is_empty() { Settings::default_files() } else { self.config.clone() };
-        let mut settings = load(&files, std::env::vars()).map_err(|why| Failure::usage(&why))?;
+        let mut settings = load(&self.files(), std::env::vars()).map_err(|why| Failure::usage(&why))?;
         if let Some(data) = &self.data {
             settings.server.data.clone_from(data);
         }
         Ok(settings)
+    }
+
+    /// The settings files that are read, the later ones above the earlier.
+    fn files(&self) -> Vec<PathBuf> {
+        if self.config.is_empty() { Settings::default_files() } else { self.config.clone() }
     }
 
     /// The way to the server that runs on the data folder.

@@ -9,11 +9,12 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
-use super::{Common, Failure, print};
+use super::{Common, Failure, notify, print};
 use crate::app::App;
 use crate::clock::Clock;
 use crate::config::{LogFormat, LogSettings};
 use crate::gate::Mode;
+use crate::server::listen_address;
 use crate::tls::ServerTls;
 
 #[derive(Args)]
@@ -22,7 +23,7 @@ pub struct Serve {
     #[arg(long, value_enum)]
     gate: Option<GateMode>,
     /// Address for clients, in place of `server.listen` of the settings; may be given more than once
-    #[arg(long, value_name = "ADDRESS:PORT")]
+    #[arg(long, value_name = "ADDRESS:PORT", value_parser = listen_address)]
     listen: Vec<SocketAddr>,
     /// Speak TLS with this certificate and the key beside it (server.crt, server.key), in place of `tls.certificate` and
     /// `tls.key` of the settings
@@ -59,6 +60,7 @@ impl Serve {
             let app = App::start(settings, mode, Clock::system()).await;
             let app = app.map_err(|why| Failure::new(&why, why.hint()))?;
             banner(&app)?;
+            notify::tell("READY=1");
             app.run(stop).await;
             Ok(())
         })
@@ -80,6 +82,7 @@ fn stop_on_signal(stop: CancellationToken) -> Result<(), Failure> {
             }
         };
         either().await;
+        notify::tell("STOPPING=1");
         tracing::info!("stopping: running replies may end; a second signal stops at once");
         stop.cancel();
         either().await;

@@ -140,7 +140,7 @@ impl Layers {
     fn key_of(&self, name: &str) -> Option<Vec<String>> {
         let (section, key) = name.split_once('_')?;
         if section != "upstream" {
-            let known = ["server", "tls", "gate", "audit", "log", "pull", "push", "keep"].contains(&section);
+            let known = ["server", "admin", "tls", "gate", "audit", "log", "pull", "push", "keep"].contains(&section);
             return (known && !key.is_empty()).then(|| vec![section.to_owned(), key.to_owned()]);
         }
         let upstreams = self.merged.get("upstream")?.as_table()?;

@@ -25,6 +25,7 @@ use crate::names::{Host, OfflineMiss, Policy, Route, Routes};
 use crate::oci::Platform;
 use crate::push::PushSettings;
 use crate::server::ServerSettings;
+use crate::server::admin::AdminSettings;
 use crate::size::Span;
 use crate::tls::{ServerTls, TlsSettings};
 use crate::upstream::UpstreamSettings;
@@ -39,6 +40,7 @@ pub struct Settings {
     /// Built-in upstreams and routes to begin with.
     pub presets: Vec<Preset>,
     pub server: ServerSettings,
+    pub admin: AdminSettings,
     pub tls: TlsSettings,
     pub gate: GateSettings,
     pub audit: AuditSettings,

@@ -65,6 +65,9 @@ impl BindError {
                 "another program listens there; stop it, or choose another address with `--listen`".to_owned()
             }
             io::ErrorKind::PermissionDenied => "ports below 1024 need a privilege; choose one above".to_owned(),
+            io::ErrorKind::AddrNotAvailable => {
+                "this machine has no such address; write one of those that it has, or `0.0.0.0:5000` for all".to_owned()
+            }
             _ => "name an address of this machine, such as `127.0.0.1:5000` or `[::]:5000`".to_owned(),
         }
     }

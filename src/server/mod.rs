@@ -38,7 +38,7 @@ pub use body::{Body, BodyError};
 pub use listen::{BindError, Listeners, Peer};
 pub use pool::Pool;
 pub use recent::{Recent, Seen};
-pub use settings::{InvalidServerSetting, ServerSettings};
+pub use settings::{InvalidServerSetting, ServerSettings, listen_address};
 
 use crate::clock::Clock;
 use crate::names::Routes;

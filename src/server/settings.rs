@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::de;
+use serde::{Deserialize, Deserializer};
 
 use crate::size::{Size, Span};
 
@@ -14,8 +15,10 @@ use crate::size::{Size, Span};
 pub struct ServerSettings {
     /// Addresses for clients: `address:port`. `[::]:5000` serves IPv4 as well; port 0 takes any free one. They speak TLS
     /// if `[tls]` has a certificate.
+    #[serde(deserialize_with = "addresses")]
     pub listen: Vec<SocketAddr>,
     /// Addresses that speak plain HTTP in any case.
+    #[serde(deserialize_with = "addresses")]
     pub listen_plain: Vec<SocketAddr>,
     /// The data folder: blobs, catalog, gate state, audit file, admin socket.
     pub data: PathBuf,
@@ -104,6 +107,29 @@ impl ServerSettings {
             None => Ok(()),
         }
     }
+}
+
+/// An address to listen on, as settings and `--listen` write it.
+pub fn listen_address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| {
+        let scheme = if text.contains("://") { ", without a scheme: `[tls]` says whether it speaks TLS" } else { "" };
+        format!(
+            "`{}` is not an address; write an IP address and a port, such as 127.0.0.1:5000, or 0.0.0.0:5000 for every \
+             address of this machine{scheme}",
+            text.escape_debug()
+        )
+    })
+}
+
+fn addresses<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<SocketAddr>, D::Error> {
+    struct Address(SocketAddr);
+    impl<'de> Deserialize<'de> for Address {
+        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            let text = String::deserialize(deserializer)?;
+            listen_address(&text).map(Self).map_err(de::Error::custom)
+        }
+    }
+    Ok(Vec::<Address>::deserialize(deserializer)?.into_iter().map(|Address(address)| address).collect())
 }
 
 /// hyper reads heads in pieces of 8 KiB.

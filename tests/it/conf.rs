@@ -8,6 +8,7 @@ use sealock::gate::{AuditSettings, GateSettings, WindowSettings};
 use sealock::keep::{KeepSettings, RetainRule};
 use sealock::push::PushSettings;
 use sealock::server::ServerSettings;
+use sealock::server::admin::AdminSettings;
 use sealock::tls::{PairSettings, TlsSettings};
 use sealock::upstream::UpstreamSettings;
 use serde::Deserialize;
@@ -63,6 +64,7 @@ fn the_reference_has_every_key_and_its_default() {
     let sections = [
         ("[server]", keys::<ServerSettings>()),
         ("[tls]", keys::<TlsSettings>()),
+        ("[admin]", keys::<AdminSettings>()),
         ("[gate]", keys::<GateSettings>()),
         ("[audit]", keys::<AuditSettings>()),
         ("[log]", keys::<LogSettings>()),
@@ -99,6 +101,7 @@ fn the_reference_has_every_key_and_its_default() {
     let default = Settings::default();
     assert_eq!(format!("{:?}", settings.server), format!("{:?}", default.server));
     assert_eq!(format!("{:?}", settings.tls), format!("{:?}", default.tls));
+    assert_eq!(settings.admin, default.admin);
     assert_eq!(format!("{:?}", settings.gate), format!("{:?}", default.gate));
     assert_eq!(format!("{:?}", settings.audit), format!("{:?}", default.audit));
     assert_eq!(format!("{:?}", settings.log), format!("{:?}", default.log));
@@ -122,6 +125,9 @@ fn a_wrong_setting_is_one_line_with_file_line_and_key() {
     // Invariant 20
     let cases = [
         ("[server]\nlisten = [\"nonsense\"]", "site.toml:2: server.listen"),
+        ("[server]\nlisten = [\"localhost:5000\"]", "write an IP address and a port, such as 127.0.0.1:5000"),
+        ("[server]\nlisten_plain = [\":5000\"]", "0.0.0.0:5000 for every address"),
+        ("[server]\nlisten = [\"http://127.0.0.1:5000\"]", "without a scheme"),
         ("[server]\nliste = []", "site.toml:2: server.liste: unknown field `liste`"),
         ("[serve]\n", "site.toml:1: serve: unknown field `serve`"),
         ("presets = [\"gitlap\"]", "site.toml:1: presets: unknown variant `gitlap`"),
@@ -257,7 +263,7 @@ fn a_variable_is_read_as_what_its_setting_takes() {
 fn a_wrong_variable_is_named_and_told_what_its_setting_takes() {
     // Invariant 20
     let cases = [
-        ("SEALOCK_SERVER_LISTEN", "127.0.0.1:1,nonsense", "server.listen.1: invalid socket address"),
+        ("SEALOCK_SERVER_LISTEN", "127.0.0.1:1,nonsense", "server.listen.1: `nonsense` is not an address; write"),
         ("SEALOCK_SERVER_STREAMS_MAX", "many", "server.streams_max: invalid type: string \"many\""),
         ("SEALOCK_SERVER_STREAMS_MAX", "-1", "server.streams_max: invalid value: integer `-1`"),
         ("SEALOCK_PULL_PREFETCH", "1", "pull.prefetch: invalid type"),

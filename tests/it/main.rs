@@ -5,6 +5,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod admin;
 mod certs;
 mod cli;
 mod client_config;
@@ -21,4 +22,5 @@ mod store;
 mod tidy;
 mod tls;
 mod upstream;
+mod upstream_check;
 mod words;

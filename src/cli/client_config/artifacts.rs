@@ -7,7 +7,7 @@ use super::site::Site;
 pub(super) const CA_FILE: &str = "/etc/sealock/client-ca.crt";
 
 pub(super) fn oras(site: &Site) -> Plan {
-    let (mut plan, address) = (with_authority(site, "oras"), &site.address);
+    let (mut plan, address) = (with_authority(site), &site.address);
     let flag = site.trust_flag(CA_FILE);
     let pulled = site.reference("ghcr.io", "aquasecurity/trivy-db");
     let pulled = pulled.map_or_else(|| format!("{address}/NAME:TAG"), |name| format!("{name}:2"));
@@ -24,7 +24,7 @@ pub(super) fn oras(site: &Site) -> Plan {
 }
 
 pub(super) fn helm(site: &Site) -> Plan {
-    let (mut plan, address) = (with_authority(site, "helm"), &site.address);
+    let (mut plan, address) = (with_authority(site), &site.address);
     let flag = site.trust_flag(CA_FILE);
     let mut commands = String::new();
     if let Some(user) = &site.user {
@@ -37,10 +37,10 @@ pub(super) fn helm(site: &Site) -> Plan {
     plan
 }
 
-fn with_authority(site: &Site, kind: &str) -> Plan {
+fn with_authority(site: &Site) -> Plan {
     let mut plan = Plan::default();
     if let Some(authority) = &site.authority {
-        plan.own(kind, CA_FILE, authority);
+        plan.own(CA_FILE, authority);
     }
     plan
 }

@@ -4,21 +4,19 @@ use super::merge::{CONTAINERD_HOSTS, Merge};
 use super::plan::Plan;
 use super::site::Site;
 
-const KIND: &str = "containerd";
-
 pub(super) fn plan(site: &Site) -> Plan {
     let (mut plan, address) = (Plan::default(), &site.address);
     let ca_file = format!("{CONTAINERD_HOSTS}/{address}/ca.crt");
     if let Some(authority) = &site.authority {
-        plan.own(KIND, &ca_file, authority);
+        plan.own(&ca_file, authority);
     }
     let ca_file = site.authority.as_ref().map(|_| ca_file.as_str());
     for host in &site.hosts {
-        plan.own(KIND, format!("{CONTAINERD_HOSTS}/{host}/hosts.toml"), &hosts_toml(site, host, ca_file));
+        plan.own(format!("{CONTAINERD_HOSTS}/{host}/hosts.toml"), &hosts_toml(site, host, ca_file));
     }
     let own = host_table(site, &["pull", "resolve", "push"], ca_file);
     let own = format!("server = \"{}\"\n\n{own}", site.url());
-    plan.own(KIND, format!("{CONTAINERD_HOSTS}/{address}/hosts.toml"), &own);
+    plan.own(format!("{CONTAINERD_HOSTS}/{address}/hosts.toml"), &own);
     plan.merge("/etc/containerd/config.toml", Merge::ContainerdConfig);
     plan.step("systemctl restart containerd, if its config.toml changed; what is in certs.d counts at once");
     plan.step(format!("ctr does not read config.toml: ctr images pull --hosts-dir {CONTAINERD_HOSTS} IMAGE"));

@@ -5,14 +5,12 @@ use super::merge::Merge;
 use super::plan::Plan;
 use super::site::{HUB, Site};
 
-const KIND: &str = "docker";
-
 /// `containerd_store`: dockerd keeps its images in containerd's store, and so reads `hosts.toml`, too.
 pub(super) fn plan(site: &Site, containerd_store: bool) -> Plan {
     let (mut plan, address) = (Plan::default(), &site.address);
     let ca_file = format!("/etc/docker/certs.d/{address}/ca.crt");
     if let Some(authority) = &site.authority {
-        plan.own(KIND, &ca_file, authority);
+        plan.own(&ca_file, authority);
     }
     let mirrors = if site.has(HUB) { vec![site.url()] } else { Vec::new() };
     let insecure = if site.https { Vec::new() } else { vec![address.clone()] };
@@ -24,7 +22,7 @@ pub(super) fn plan(site: &Site, containerd_store: bool) -> Plan {
     if containerd_store {
         for host in others {
             let authority = site.authority.as_ref().map(|_| ca_file.as_str());
-            plan.own(KIND, format!("/etc/docker/certs.d/{host}/hosts.toml"), &hosts_toml(site, host, authority));
+            plan.own(format!("/etc/docker/certs.d/{host}/hosts.toml"), &hosts_toml(site, host, authority));
         }
     } else if let Some(names) = others.cloned().reduce(|names, host| format!("{names}, {host}")) {
         plan.step(format!("docker has mirrors for {HUB} only: of {names}, pull {address}/HOST/NAME"));

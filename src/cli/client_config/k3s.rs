@@ -3,14 +3,13 @@
 use super::plan::Plan;
 use super::site::Site;
 
-const KIND: &str = "k3s";
 const FOLDER: &str = "/etc/rancher/k3s";
 
 pub(super) fn plan(site: &Site) -> Plan {
     let (mut plan, address, url) = (Plan::default(), &site.address, site.url());
     let ca_file = format!("{FOLDER}/sealock-ca.crt");
     if let Some(authority) = &site.authority {
-        plan.own(KIND, &ca_file, authority);
+        plan.own(&ca_file, authority);
     }
     let mut text = "mirrors:\n".to_owned();
     // Its own name, too: k3s would try https for it otherwise.
@@ -20,11 +19,11 @@ pub(super) fn plan(site: &Site) -> Plan {
     if site.authority.is_some() {
         text.push_str(&format!("configs:\n  \"{address}\":\n    tls:\n      ca_file: \"{ca_file}\"\n"));
     }
-    plan.own(KIND, format!("{FOLDER}/registries.yaml"), &text);
+    plan.own(format!("{FOLDER}/registries.yaml"), &text);
     if !site.fallback {
         let text = "# What the proxy does not have is not asked of the registry itself (k3s 1.26.13, 1.27.10, 1.28.6, 1.29.1 and later).\n\
                     disable-default-registry-endpoint: true\n";
-        plan.own(KIND, format!("{FOLDER}/config.yaml.d/50-sealock.yaml"), text);
+        plan.own(format!("{FOLDER}/config.yaml.d/50-sealock.yaml"), text);
     }
     plan.step("systemctl restart k3s (k3s-agent on agents); on RKE2, put the same under /etc/rancher/rke2");
     if let Some(user) = &site.user {

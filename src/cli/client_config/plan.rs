@@ -5,7 +5,7 @@ use serde::{Serialize, Serializer};
 use super::merge::Merge;
 
 /// How a file of ours begins: one that does not is not replaced unasked.
-pub(super) const MARK: &str = "# Written by `sealock client-config";
+pub(super) const MARK: &str = "# Written by `sealock client-config`";
 
 /// Everything that a kind of client needs.
 #[derive(Debug, Default, Serialize)]
@@ -42,8 +42,8 @@ pub(super) struct Snippet {
 
 impl Plan {
     /// A file of ours: its mark, then `text`.
-    pub(super) fn own(&mut self, kind: &str, path: impl Into<String>, text: &str) {
-        let text = format!("{MARK} {kind}`; it writes it anew when it is run again.\n{text}");
+    pub(super) fn own(&mut self, path: impl Into<String>, text: &str) {
+        let text = format!("{MARK}, which writes it anew when it is run again.\n{text}");
         self.files.push(PlannedFile { path: path.into(), content: Content::Whole(text) });
     }
 

@@ -6,9 +6,9 @@ use super::site::Site;
 pub(super) fn plan(site: &Site, kind: &str) -> Plan {
     let (mut plan, address) = (Plan::default(), &site.address);
     if let Some(authority) = &site.authority {
-        plan.own(kind, format!("/etc/containers/certs.d/{address}/ca.crt"), authority);
+        plan.own(format!("/etc/containers/certs.d/{address}/ca.crt"), authority);
     }
-    plan.own(kind, "/etc/containers/registries.conf.d/50-sealock.conf", &registries(site));
+    plan.own("/etc/containers/registries.conf.d/50-sealock.conf", &registries(site));
     if kind == "cri-o" {
         plan.step("systemctl reload crio");
     }

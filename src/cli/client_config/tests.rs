@@ -108,3 +108,17 @@ fn an_address_is_a_host_and_a_port_and_nothing_that_breaks_a_file() {
         assert!(!is_plain(bad), "{bad}");
     }
 }
+
+#[test]
+fn kinds_that_share_a_file_want_the_same_in_it() {
+    for https in [true, false] {
+        let mut wanted = std::collections::HashMap::new();
+        for kind in Kind::value_variants() {
+            for file in plan_of(*kind, &site(https), false).files {
+                let text = file.content.fresh();
+                let before = wanted.entry(file.path.clone()).or_insert_with(|| text.clone());
+                assert_eq!(*before, text, "{}", file.path);
+            }
+        }
+    }
+}

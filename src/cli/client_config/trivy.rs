@@ -3,7 +3,6 @@
 use super::plan::Plan;
 use super::site::{HUB, Site};
 
-const KIND: &str = "trivy";
 const FILE: &str = "/etc/trivy/trivy.yaml";
 const CA_FILE: &str = "/etc/trivy/sealock-ca.crt";
 
@@ -22,7 +21,7 @@ pub(super) fn plan(site: &Site) -> Plan {
     }
     if let Some(authority) = &site.authority {
         // Trivy takes no notice of docker's certs.d.
-        plan.own(KIND, CA_FILE, authority);
+        plan.own(CA_FILE, authority);
     }
     let known = || found.iter().filter_map(|(artifact, reference)| Some((*artifact, reference.as_ref()?)));
     let insecure = if site.https { "" } else { " --insecure" };
@@ -39,7 +38,7 @@ pub(super) fn plan(site: &Site) -> Plan {
         variables.push(format!("SSL_CERT_FILE={CA_FILE}\n"));
     }
     plan.snippet("variables, in place of the flags", variables.concat());
-    plan.own(KIND, FILE, &yaml(site, |name| reference(site, name)));
+    plan.own(FILE, &yaml(site, |name| reference(site, name)));
     plan.step(format!("trivy image --config {FILE} IMAGE, or TRIVY_CONFIG={FILE}"));
     if let Some(user) = &site.user {
         plan.step(format!(

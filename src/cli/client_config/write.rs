@@ -161,7 +161,7 @@ mod tests {
 
     fn plan() -> Plan {
         let mut plan = Plan::default();
-        plan.own("docker", "/etc/docker/certs.d/p:5000/ca.crt", "PEM\n");
+        plan.own("/etc/docker/certs.d/p:5000/ca.crt", "PEM\n");
         let merge = Merge::DaemonJson { mirrors: vec!["https://p:5000".to_owned()], insecure: Vec::new() };
         plan.merge("/etc/docker/daemon.json", merge);
         plan

@@ -37,9 +37,15 @@ pub(super) struct Trouble {
 type Answer = Result<Value, Trouble>;
 
 impl Office {
-    /// `uid`: who is at the other end of the socket.
-    pub(super) async fn respond(&self, request: Request<Incoming>, uid: Option<u32>) -> Response<Full<Bytes>> {
-        let (status, document) = match self.answer(request, uid).await {
+    /// `who`: the one at the other end of the socket.
+    pub(super) async fn respond(
+        &self,
+        request: Request<Incoming>,
+        who: &str,
+        may_order: bool,
+    ) -> Response<Full<Bytes>> {
+        let answer = if may_order { self.answer(request, who).await } else { Err(Trouble::no_right(who)) };
+        let (status, document) = match answer {
             Ok(document) => (StatusCode::OK, document),
             Err(trouble) => {
                 let complaint = Complaint { error: trouble.error, hint: trouble.hint };
@@ -52,14 +58,14 @@ impl Office {
         response
     }
 
-    async fn answer(&self, request: Request<Incoming>, uid: Option<u32>) -> Answer {
+    async fn answer(&self, request: Request<Incoming>, who: &str) -> Answer {
         let (head, body) = request.into_parts();
         let (gate, store, keep) = (&self.source.gate, &self.source.store, &self.source.keep);
         let move_tag = async |how, body| document(&self.move_tag(&order(body).await?, how).await?);
         match (&head.method, head.uri.path()) {
             (&Method::GET, "/gate") => document(&gate.status()),
-            (&Method::POST, "/gate/open") => document(&self.open(order(body).await?, uid).await?),
-            (&Method::POST, "/gate/close") => document(&self.close(order(body).await?, uid).await?),
+            (&Method::POST, "/gate/open") => document(&self.open(order(body).await?, who).await?),
+            (&Method::POST, "/gate/close") => document(&self.close(order(body).await?, who).await?),
             (&Method::GET, "/status") => document(&self.report().await?),
             (&Method::GET, "/status/wanted") => document(&store.wanted().await?),
             (&Method::GET, "/ls") => document(&self.list(name_of(head.uri.query())?.as_deref()).await?),
@@ -100,7 +106,7 @@ impl Office {
         }
     }
 
-    async fn open(&self, order: OpenOrder, uid: Option<u32>) -> Result<GateStatus, Trouble> {
+    async fn open(&self, order: OpenOrder, caller: &str) -> Result<GateStatus, Trouble> {
         if let Some(wanted) = &order.upstream {
             self.know(wanted)?;
         }
@@ -111,13 +117,13 @@ impl Office {
                 "to close the gate, use `sealock gate close`",
             ));
         }
-        let who = who(order.who, uid);
+        let who = who(order.who, caller);
         Ok(self.source.gate.open(Order { who, why: order.why }, lasting, order.upstream.as_deref()).await?)
     }
 
-    async fn close(&self, order: CloseOrder, uid: Option<u32>) -> Result<GateStatus, Trouble> {
+    async fn close(&self, order: CloseOrder, caller: &str) -> Result<GateStatus, Trouble> {
         let drain = order.drain_ms.map(Duration::from_millis);
-        let who = who(order.who, uid);
+        let who = who(order.who, caller);
         Ok(self.source.gate.close(Order { who, why: order.why }, drain).await?)
     }
 
@@ -201,6 +207,12 @@ impl Office {
 }
 
 impl Trouble {
+    fn no_right(who: &str) -> Self {
+        let hint = "run this as root or as the user that runs the server, or be of the group that `admin.group` names";
+        let error = format!("{who} may not give orders here");
+        Self { status: StatusCode::FORBIDDEN, error, hint: Some(hint.to_owned()) }
+    }
+
     pub(super) fn wrong(error: impl Into<String>, hint: impl Into<String>) -> Self {
         Self { status: StatusCode::BAD_REQUEST, error: error.into(), hint: Some(hint.into()) }
     }
@@ -259,9 +271,12 @@ async fn order<T: DeserializeOwned>(body: Incoming) -> Result<T, Trouble> {
     serde_json::from_slice(&bytes).map_err(|why| Trouble::wrong(format!("cannot read the order: {why}"), hint))
 }
 
-fn who(named: Option<String>, uid: Option<u32>) -> String {
-    let named = named.filter(|name| !name.trim().is_empty());
-    named.unwrap_or_else(|| uid.map_or_else(|| "admin socket".to_owned(), |uid| format!("uid {uid}")))
+/// For the audit file: whoever may be named, it says who is calling.
+fn who(named: Option<String>, caller: &str) -> String {
+    match named.filter(|name| !name.trim().is_empty()) {
+        Some(name) => format!("{name}, by {caller}"),
+        None => caller.to_owned(),
+    }
 }
 
 fn name_of(query: Option<&str>) -> Result<Option<String>, Trouble> {

@@ -18,12 +18,13 @@
 //! POST /watch/end   WatchReport's number: what was seen              -> [Seen]
 //! GET  /ready               whether the store answers               -> {"status": "ready"}
 //! ```
-//! Errors are `{"error": "…", "hint": "…" or null}` with a 4xx or 5xx. Who may open the socket may do all of it: its mode
-//! is 0600.
+//! Errors are `{"error": "…", "hint": "…" or null}` with a 4xx or 5xx. Root, the user that runs the server and the members of
+//! `admin.group` may do all of it, others nothing: by the socket's mode, and by who the kernel says is calling.
 
 mod api;
 mod check;
 mod client;
+mod peer;
 mod report;
 mod socket;
 mod tags;
@@ -45,8 +46,11 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 pub use client::AdminClient;
+pub use peer::AdminSettings;
 pub use report::{CheckOrder, WatchEnd, WatchOrder};
 pub use report::{CloseOrder, CollectOrder, OpenOrder, RouteLine, StatusReport, TagOrder, TagReport, VerifyOrder};
+
+use peer::Caller;
 
 use crate::clock::Clock;
 use crate::gate::Gate;
@@ -62,6 +66,8 @@ use crate::upstream::Upstream;
 pub struct Admin {
     listener: UnixListener,
     path: PathBuf,
+    /// Whose members may give orders, too.
+    group: Option<u32>,
     office: Arc<Office>,
 }
 
@@ -99,6 +105,8 @@ pub enum AdminError {
         #[source]
         source: io::Error,
     },
+    #[error("[admin] group: there is no group `{group}`")]
+    NoGroup { group: String },
     #[error("`{}` is in the way: it is not a socket", path.display())]
     NotASocket { path: PathBuf },
     /// Nobody listens on the folder's socket.
@@ -138,12 +146,13 @@ impl AdminError {
                 "start it with `sealock serve`; if it runs elsewhere, name its data folder with `--data`"
             }
             Self::Open { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
-                "run this as the user that runs the server"
+                "run this as root or as the user that runs the server, or be of the group that `admin.group` names"
             }
             Self::Bind { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
                 "let the user that runs sealock write to the data folder"
             }
             Self::NotASocket { .. } => "move it away",
+            Self::NoGroup { .. } => "write a group of /etc/group, or its number",
             Self::Refused { hint, .. } => return hint.clone(),
             Self::Bind { .. } | Self::Open { .. } | Self::Broken { .. } => return None,
         };
@@ -154,11 +163,16 @@ impl AdminError {
 impl Admin {
     /// Binds the socket in `data`. What a crashed process left there is replaced: the store's lock says that this process
     /// is the folder's only owner.
-    pub async fn bind(data: &Path, source: StatusSource) -> Result<Self, AdminError> {
+    pub async fn bind(data: &Path, settings: &AdminSettings, source: StatusSource) -> Result<Self, AdminError> {
         let path = data.join(SOCKET_NAME);
-        let listener = socket::bind(data)?;
+        let group = settings
+            .group
+            .as_deref()
+            .map(|group| peer::group_number(group).ok_or_else(|| AdminError::NoGroup { group: group.to_owned() }));
+        let group = group.transpose()?;
+        let listener = socket::bind(data, group)?;
         let office = Arc::new(Office { started_at: source.clock.now(), source });
-        Ok(Self { listener, path, office })
+        Ok(Self { listener, path, group, office })
     }
 
     /// Answers until `stop`, then takes the socket away.
@@ -168,9 +182,9 @@ impl Admin {
             while let Ok(seat) = Arc::clone(&seats).acquire_owned().await {
                 match self.listener.accept().await {
                     Ok((stream, _)) => {
-                        let (office, stop) = (Arc::clone(&self.office), stop.clone());
+                        let (office, stop, group) = (Arc::clone(&self.office), stop.clone(), self.group);
                         tasks.spawn(async move {
-                            serve(stream, office, stop).await;
+                            serve(stream, office, group, stop).await;
                             drop(seat);
                         });
                     }
@@ -193,11 +207,17 @@ impl Admin {
 }
 
 /// One command per connection.
-async fn serve(stream: UnixStream, office: Arc<Office>, stop: CancellationToken) {
-    let uid = stream.peer_cred().map(|peer| peer.uid()).ok();
+async fn serve(stream: UnixStream, office: Arc<Office>, group: Option<u32>, stop: CancellationToken) {
+    let own = rustix::process::geteuid().as_raw();
+    let caller = Caller::of(&stream);
+    let may_order = caller.as_ref().is_some_and(|caller| caller.may_order(own, group));
+    let who = caller.map_or_else(|| "an unknown user".to_owned(), |caller| caller.to_string());
+    if !may_order {
+        warn!(who, "turned {who} away from the admin socket");
+    }
     let service = service_fn(move |request| {
-        let office = Arc::clone(&office);
-        async move { Ok::<_, std::convert::Infallible>(office.respond(request, uid).await) }
+        let (office, who) = (Arc::clone(&office), who.clone());
+        async move { Ok::<_, std::convert::Infallible>(office.respond(request, &who, may_order).await) }
     });
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).keep_alive(false);

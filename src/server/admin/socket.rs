@@ -5,6 +5,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::Gid;
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::net::{UnixListener, UnixStream};
@@ -14,15 +15,16 @@ use super::{AdminError, COMMANDS_MAX, SOCKET_NAME};
 /// Longest path that fits into a socket's address.
 const PATH_MAX: usize = 107;
 
-/// Binds the socket in `data`, mode 0600, in place of one that a dead process left.
-pub(super) fn bind(data: &Path) -> Result<UnixListener, AdminError> {
+/// Binds the socket in `data`, mode 0600, in place of one that a dead process left. With a `group`, it is that group's and
+/// its mode 0660.
+pub(super) fn bind(data: &Path, group: Option<u32>) -> Result<UnixListener, AdminError> {
     let path = data.join(SOCKET_NAME);
     match std::fs::symlink_metadata(&path) {
         Ok(found) if !found.file_type().is_socket() => return Err(AdminError::NotASocket { path }),
         Ok(_) => std::fs::remove_file(&path).map_err(|source| AdminError::Bind { path: path.clone(), source })?,
         Err(_) => {}
     }
-    listen(data).map_err(|source| AdminError::Bind { path, source })
+    listen(data, group).map_err(|source| AdminError::Bind { path, source })
 }
 
 /// Connects to the socket in `data`.
@@ -37,13 +39,18 @@ pub(super) async fn connect(data: &Path) -> Result<UnixStream, AdminError> {
     })
 }
 
-fn listen(data: &Path) -> io::Result<UnixListener> {
+fn listen(data: &Path, group: Option<u32>) -> io::Result<UnixListener> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     // On Linux a socket's file takes the mode that the socket has when it is bound: at no time may others open it.
     rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
     let (path, _folder) = address(data)?;
     rustix::net::bind(&socket, &SocketAddrUnix::new(path.as_path())?)?;
+    if let Some(group) = group {
+        // First whose it is, then what they may.
+        rustix::fs::chown(&path, None, Some(Gid::from_raw(group)))?;
+        rustix::fs::chmod(&path, Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::WGRP)?;
+    }
     rustix::net::listen(&socket, COMMANDS_MAX as i32)?;
     UnixListener::from_std(socket.into())
 }
@@ -68,13 +75,13 @@ mod tests {
     #[tokio::test]
     async fn only_its_owner_may_open_it_and_a_dead_ones_socket_is_replaced() {
         let data = tempfile::tempdir().unwrap();
-        let dead = bind(data.path()).unwrap();
+        let dead = bind(data.path(), None).unwrap();
         let mode = std::fs::metadata(data.path().join(SOCKET_NAME)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         drop(dead);
         let error = connect(data.path()).await.unwrap_err();
         assert!(matches!(error, AdminError::NotServed { .. }), "{error}");
-        let _alive = bind(data.path()).unwrap();
+        let _alive = bind(data.path(), None).unwrap();
         connect(data.path()).await.unwrap();
     }
 
@@ -83,7 +90,7 @@ mod tests {
         let data = tempfile::tempdir().unwrap();
         let deep = data.path().join("d".repeat(120)).join("e".repeat(120));
         std::fs::create_dir_all(&deep).unwrap();
-        let _listener = bind(&deep).unwrap();
+        let _listener = bind(&deep, None).unwrap();
         connect(&deep).await.unwrap();
     }
 
@@ -91,7 +98,7 @@ mod tests {
     async fn a_file_in_its_place_is_left_alone() {
         let data = tempfile::tempdir().unwrap();
         std::fs::write(data.path().join(SOCKET_NAME), "precious").unwrap();
-        assert!(matches!(bind(data.path()), Err(AdminError::NotASocket { .. })));
+        assert!(matches!(bind(data.path(), None), Err(AdminError::NotASocket { .. })));
         assert_eq!(std::fs::read(data.path().join(SOCKET_NAME)).unwrap(), b"precious");
     }
 

@@ -1,5 +1,6 @@
 //! One remote registry, seen through `Upstream`, against a far side over real sockets.
 
+mod accounts;
 mod blobs;
 mod credentials;
 mod faults;

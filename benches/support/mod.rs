@@ -17,6 +17,7 @@ pub mod push;
 pub mod registry;
 pub mod report;
 pub mod sealock;
+pub mod tls;
 pub mod volley;
 
 use std::path::{Path, PathBuf};

@@ -29,6 +29,20 @@ impl Nginx {
         Self::start(folder, free_address()?, &registry(folder, far, "access_log off;")?)
     }
 
+    /// As [`Nginx::files`], with TLS and HTTP/2 at `tls` as well; `certs` has `server.crt` and `server.key`.
+    pub fn files_tls(folder: &Path, far: &Far, tls: SocketAddr, certs: &Path) -> Outcome<Self> {
+        let extra = format!(
+            "access_log off;
+             listen {tls} ssl http2;
+             ssl_certificate {0}/server.crt;
+             ssl_certificate_key {0}/server.key;
+             ssl_protocols TLSv1.2 TLSv1.3;
+             ssl_session_cache shared:bench:10m;",
+            certs.display()
+        );
+        Self::start(folder, free_address()?, &registry(folder, far, &extra)?)
+    }
+
     /// The far registry: serves `far` and logs what it was asked; `limit_rate` per connection, as nginx writes it (`100m`).
     pub fn upstream(folder: &Path, far: &Far, limit_rate: Option<&str>) -> Outcome<Self> {
         Self::upstream_at(folder, free_address()?, far, limit_rate)

@@ -50,7 +50,24 @@ pub fn write_settings(folder: &Path, upstream: SocketAddr, fresh_for: &str) -> O
 impl Sealock {
     /// Starts with an empty store (or the one that `folder` has) and the gate open.
     pub fn open(folder: &Path, upstream: SocketAddr, fresh_for: &str) -> Outcome<Self> {
-        let settings = write_settings(folder, upstream, fresh_for)?;
+        Self::start(folder, write_settings(folder, upstream, fresh_for)?)
+    }
+
+    /// As [`Sealock::open`], with TLS at `tls` beside plain HTTP; makes the certificates for both contestants in `certs`.
+    pub fn open_tls(folder: &Path, upstream: SocketAddr, tls: SocketAddr, certs: &Path) -> Outcome<Self> {
+        let made = leashed(program()).args(["certs", "init", "--ip", "127.0.0.1", "--folder"]).arg(certs).output()?;
+        if !made.status.success() {
+            return Err(format!("`sealock certs init` failed: {}", String::from_utf8_lossy(&made.stderr)).into());
+        }
+        let settings = write_settings(folder, upstream, "1h")?;
+        let listen = "listen = [\"127.0.0.1:0\"]";
+        let both = format!("listen = [\"{tls}\"]\nlisten_plain = [\"127.0.0.1:0\"]");
+        let more = format!("[tls]\ncertificate = {:?}\n", certs.join("server.crt"));
+        fs::write(&settings, fs::read_to_string(&settings)?.replace(listen, &both) + &more)?;
+        Self::start(folder, settings)
+    }
+
+    fn start(folder: &Path, settings: PathBuf) -> Outcome<Self> {
         let mut command = leashed(program());
         command.arg("-c").arg(&settings).arg("serve").stdout(Stdio::piped());
         let mut running = Running::start_heard("sealock", &mut command, folder)?;

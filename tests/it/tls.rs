@@ -11,7 +11,7 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use jiff::{SignedDuration, Timestamp};
 use rustls::{HandshakeKind, ProtocolVersion};
 use sealock::clock::Clock;
@@ -547,13 +547,37 @@ async fn a_handshake_that_drips_is_cut_although_bytes_keep_coming() {
     let dripping = tokio::spawn(async move {
         for byte in hello {
             if to.write_all(&[byte]).await.is_err() {
-                break;
+                return;
             }
             tokio::time::sleep(SHORT.0 / 50).await;
         }
+        // Dropped, it would end the connection from our side.
+        std::future::pending::<()>().await;
     });
     ended(&mut from).await;
     dripping.abort();
+}
+
+#[tokio::test]
+async fn who_idles_between_requests_is_no_slow_head() {
+    let port = Port::with(ServerSettings { header_timeout: SHORT, ..patient() }, |_, _| String::new()).await;
+    let mut first = port.client().connect(port.address, SITE).await.unwrap();
+    ask(&mut first).await.unwrap();
+    let second = port.client().speaking(&["h2"]).connect(port.address, SITE).await.unwrap();
+    // It pings: what comes is no request.
+    let mut http2 = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+    http2.timer(TokioTimer::new()).keep_alive_interval(SHORT.0 / 10).keep_alive_while_idle(true);
+    let (mut sender, connection) = http2.handshake(TokioIo::new(second)).await.unwrap();
+    tokio::spawn(connection);
+    let request = || Request::get("https://registry.site/who").body(Empty::<Bytes>::new()).unwrap();
+    in_time(sender.send_request(request())).await.unwrap().into_body().collect().await.unwrap();
+    // Who says nothing is cut twice in turn: so long have the others idled.
+    for _ in 0..2 {
+        ended(&mut port.client().connect(port.address, SITE).await.unwrap()).await;
+    }
+    ask(&mut first).await.unwrap();
+    let answer = in_time(sender.send_request(request())).await.unwrap();
+    assert_eq!(answer.status(), 200);
 }
 
 #[tokio::test]

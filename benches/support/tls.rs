@@ -1,8 +1,8 @@
 //! TLS clients: curl, as people have it, for large bodies; rustls over blocking sockets for many handshakes.
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpStream};
-use std::path::{Path, PathBuf};
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -63,7 +63,7 @@ pub fn connections_per_s(
 
 fn connect_until(address: SocketAddr, ca: &Path, kind: HandshakeKind, until: Instant) -> Outcome<usize> {
     let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_file(ca.to_path_buf() as PathBuf)?)?;
+    roots.add(CertificateDer::from_pem_file(ca)?)?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
@@ -74,7 +74,7 @@ fn connect_until(address: SocketAddr, ca: &Path, kind: HandshakeKind, until: Ins
         config.resumption = Resumption::disabled();
     }
     let config = Arc::new(config);
-    let (name, request) = (ServerName::from(IpAddr::from(address.ip())), request("GET", "/v2/", address));
+    let (name, request) = (ServerName::from(address.ip()), request("GET", "/v2/", address));
     let mut count = 0;
     while Instant::now() < until {
         let socket = TcpStream::connect_timeout(&address, PATIENCE)?;

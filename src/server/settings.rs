@@ -61,7 +61,7 @@ impl Default for ServerSettings {
             connections_per_address_max: 1024,
             header_timeout: seconds(10),
             header_size_max: Size(64 << 10),
-            idle_timeout: seconds(60),
+            idle_timeout: seconds(40),
             stall_timeout: seconds(60),
             streams_max: 128,
             shutdown_timeout: seconds(30),

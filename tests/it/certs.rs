@@ -168,6 +168,19 @@ async fn a_newcomer_serves_with_what_was_printed_and_a_renewal_is_taken_without_
 }
 
 #[test]
+fn plain_http_for_others_is_warned_of_in_the_status_unless_it_is_meant() {
+    let folder = tempfile::tempdir().unwrap();
+    let warnings = |arguments: &[&str]| {
+        let _serving = serve(folder.path(), arguments);
+        json(folder.path(), &["status", "--json"])["warnings"].clone()
+    };
+    let told = warnings(&["--listen", "0.0.0.0:0"]);
+    assert!(told[0].as_str().unwrap().starts_with("clients reach 0.0.0.0:0 without encryption"), "{told}");
+    fs::write(folder.path().join("site.toml"), "[server]\nlisten_plain = [\"0.0.0.0:0\"]\n").unwrap();
+    assert_eq!(warnings(&["-c", "site.toml"]), serde_json::json!([]));
+}
+
+#[test]
 fn a_certificate_that_is_no_good_stops_the_start_with_one_line() {
     // Invariant 20
     let folder = tempfile::tempdir().unwrap();

@@ -100,7 +100,8 @@ impl App {
         }
         let routes = Arc::new(settings.routes()?);
         let end = CancellationToken::new();
-        let pull = Pull::new(store.clone(), gate.clone(), upstreams.clone(), clock.clone(), end.clone());
+        let pull =
+            Pull::new(store.clone(), gate.clone(), upstreams.clone(), routes.clone(), clock.clone(), end.clone());
         let push = Push::new(store.clone(), settings.push.clone());
         let far = upstreams.values().cloned();
         let keep = Keep::with_upstreams(store.clone(), settings.keep.clone(), clock.clone(), gate.clone(), far);

@@ -8,8 +8,11 @@ use crate::clock::Clock;
 use crate::keep::{Done, KeepStatus};
 use crate::server::admin::StatusReport;
 use crate::size::Size;
-use crate::store::Wanted;
+use crate::store::{Damage, GarbageKind, Verdict, Wanted};
 use crate::tls::Role;
+
+/// Pieces of damaged content that are shown.
+const DAMAGE_SHOWN: usize = 20;
 
 #[derive(Args)]
 pub struct Status {
@@ -70,6 +73,7 @@ fn show(report: &StatusReport) -> Result<(), Failure> {
     for warning in &report.warnings {
         print::line(&format!("warning: {warning}"))?;
     }
+    show_damage(report)?;
     print::line("\nupstreams:")?;
     let rows = report.upstreams.iter().map(|upstream| {
         let state = match (&upstream.resting_until, &upstream.last_error) {
@@ -115,6 +119,37 @@ fn show_keep(keep: &KeepStatus, now: Timestamp) -> Result<(), Failure> {
         print::line(&format!("in the trash: {} (put back with `sealock gc --undo`)", Size(keep.trash_bytes)))?;
     }
     Ok(())
+}
+
+/// What is not kept again; what is, is in the JSON.
+fn show_damage(report: &StatusReport) -> Result<(), Failure> {
+    if report.damaged == 0 {
+        return Ok(());
+    }
+    print::line(&format!("\ndamaged: {} (set aside, and fetched again while the gate is open)", report.damaged))?;
+    let open: Vec<&Damage> = report.damage.iter().filter(|one| one.healed_at.is_none()).take(DAMAGE_SHOWN).collect();
+    let rows = open.iter().map(|one| {
+        let kind = if one.kind == GarbageKind::Manifest { "manifest" } else { "blob" };
+        let what = if one.verdict == Verdict::Missing { "missing" } else { "wrong bytes" };
+        let needed_by = match one.repositories.as_slice() {
+            [] => "nothing needs it".to_owned(),
+            [one] => one.clone(),
+            [first, others @ ..] => format!("{first} and {} more", others.len()),
+        };
+        vec![
+            format!("  {}", one.digest),
+            kind.to_owned(),
+            Size(one.size_bytes).to_string(),
+            what.to_owned(),
+            format!("{:?} {}", one.found_by, print::relative(report.now, one.found_at)).to_lowercase(),
+            needed_by,
+        ]
+    });
+    print::table(&["  DIGEST", "WHAT", "SIZE", "STATE", "FOUND", "NEEDED BY"], &rows.collect::<Vec<_>>())?;
+    match report.damaged.saturating_sub(open.len() as u64) {
+        0 => Ok(()),
+        more => print::line(&format!("  and {more} more (`sealock status --json` lists up to 200)")),
+    }
 }
 
 fn show_wanted(mut wanted: Vec<Wanted>) -> Result<(), Failure> {

@@ -16,9 +16,9 @@ const TELL_EVERY: Duration = Duration::from_millis(500);
 
 /// Read everything that is kept and hold it against its digest
 ///
-/// What is wrong is set aside in `quarantine/` of the data folder and is no longer kept: it is fetched again when it is
-/// asked for while the gate is open. The server does this by itself, too, slowly ([keep] scrub_every). Exits with 1 if
-/// anything was wrong.
+/// What is wrong is set aside in `quarantine/` of the data folder and is no longer kept; `sealock status` tells of it
+/// until it is kept again: it is fetched when the gate is open, or comes by a push. The server reads everything by itself,
+/// too, slowly ([keep] scrub_every). Exits with 1 if anything was wrong.
 #[derive(Args)]
 #[command(verbatim_doc_comment)]
 pub struct Verify {

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::names::Repository;
 use crate::oci::Digest;
-use crate::store::{GarbageKind, Store, StoreError, Verdict};
+use crate::store::{FoundBy, GarbageKind, Store, StoreError, Verdict};
 
 /// Pieces of content that are looked up together, and after which the background notes where it is.
 const PAGE: usize = 64;
@@ -115,7 +115,8 @@ pub(super) async fn page(
             }
             !stop.is_cancelled()
         };
-        let verdict = store.verify(cursor.kind, &digest, size, pace).await?;
+        let by = if rate.is_some() { FoundBy::Scrub } else { FoundBy::Verify };
+        let verdict = store.verify(cursor.kind, &digest, size, by, pace).await?;
         report.checked += 1;
         report.size_bytes += size;
         progress.checked.fetch_add(1, Ordering::Relaxed);

@@ -30,6 +30,9 @@ pub enum Miss {
         "{what} is kept only in part and {refusal}; it is noted as wanted and is completed by the first pull while the gate is open"
     )]
     InPart { what: String, refusal: Refusal, offline_miss: OfflineMiss },
+    /// It was kept until its copy was found damaged. `closed`: an upstream has it, but the gate is closed.
+    #[error("{what} was kept here, but its copy was found damaged and is set aside{}", healing(closed.as_ref()))]
+    Damaged { what: String, closed: Option<(Refusal, OfflineMiss)> },
     /// A local repository lacks it, or upstream says no.
     #[error("{what} is not kept here{}", upstream.as_ref().map(|name| format!(" and upstream `{name}` does not have it")).unwrap_or_default())]
     NotFound { what: String, upstream: Option<String> },
@@ -64,9 +67,17 @@ impl Miss {
         match self {
             Self::UnknownName { .. } | Self::NotFound { .. } | Self::GaveUp { .. } | Self::NotListed { .. } => false,
             Self::Closed { .. } | Self::InPart { .. } | Self::AnonymousDenied { .. } => true,
+            Self::Damaged { closed, .. } => closed.is_some(),
             Self::CredentialsDenied { .. } | Self::RateLimited { .. } | Self::Unreachable { .. } => true,
             Self::TimedOut { .. } | Self::WrongBytes { .. } | Self::Store { .. } | Self::Busy { .. } => true,
         }
+    }
+}
+
+fn healing(closed: Option<&(Refusal, OfflineMiss)>) -> String {
+    match closed {
+        Some((refusal, _)) => format!("; {refusal}, and it is fetched again once it opens"),
+        None => "; push it again".to_owned(),
     }
 }
 

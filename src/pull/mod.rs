@@ -10,6 +10,7 @@ mod fill;
 mod flights;
 mod follow;
 mod fresh;
+mod heal;
 mod lists;
 mod memory;
 mod miss;
@@ -44,9 +45,9 @@ use self::prefetch::Prefetch;
 pub use self::referrers::Referrers;
 use crate::clock::Clock;
 use crate::gate::{Gate, Refusal};
-use crate::names::{OfflineMiss, Repository, Source, Target};
+use crate::names::{OfflineMiss, Repository, Routes, Source, Target};
 use crate::oci::{Digest, Reference};
-use crate::store::{KeptBlob, KeptManifest, Store};
+use crate::store::{GarbageKind, KeptBlob, KeptManifest, Store};
 use crate::upstream::{Upstream, UpstreamError};
 
 /// Blobs up to this size are served only once they are kept, so that a wrong one is a clear error and not a broken body.
@@ -63,6 +64,7 @@ struct Inner {
     store: Store,
     gate: Gate,
     upstreams: HashMap<Arc<str>, Arc<Upstream>>,
+    routes: Arc<Routes>,
     clock: Clock,
     fills: Fills,
     manifests: Flights<(Repository, Reference), Result<Arc<KeptManifest>, FetchError>>,
@@ -130,6 +132,7 @@ impl Pull {
         store: Store,
         gate: Gate,
         upstreams: HashMap<Arc<str>, Arc<Upstream>>,
+        routes: Arc<Routes>,
         clock: Clock,
         stop: CancellationToken,
     ) -> Self {
@@ -139,9 +142,10 @@ impl Pull {
         let (prefetch, jobs) = Prefetch::new();
         let memory = Memory::new(clock.clone());
         let lists = Lists::new();
-        let inner = Inner { store, gate, upstreams, clock, fills, manifests, memory, lists, prefetch, tasks };
+        let inner = Inner { store, gate, upstreams, routes, clock, fills, manifests, memory, lists, prefetch, tasks };
         let pull = Self(Arc::new(inner));
-        prefetch::start(&pull, jobs, stop);
+        prefetch::start(&pull, jobs, stop.clone());
+        heal::start(&pull, stop);
         pull
     }
 
@@ -185,7 +189,7 @@ impl Pull {
             self.complete_later(&ask.target, &reference, &kept, false);
             return Ok(FoundManifest { kept, checked_at: None, stale: None });
         }
-        let source = self.may_ask(ask, &what).await?;
+        let source = self.may_ask_anew(ask, GarbageKind::Manifest, digest, &what).await?;
         if let Some(why) = self.0.memory.refused(repository, &Subject::Manifest(reference.clone())) {
             return Err(why.miss(what(), source.policy.offline_miss));
         }
@@ -200,7 +204,7 @@ impl Pull {
         if let Some(kept) = store.blob(repository, digest).await.map_err(|why| stored(what(), why))? {
             return Ok(FoundBlob::Kept(kept));
         }
-        let source = self.may_ask(ask, &what).await?;
+        let source = self.may_ask_anew(ask, GarbageKind::Blob, digest, &what).await?;
         let offline_miss = source.policy.offline_miss;
         if let Some(why) = self.0.memory.refused(repository, &Subject::Blob(*digest)) {
             return Err(why.miss(what(), offline_miss));
@@ -274,6 +278,29 @@ impl Pull {
                 error!(%repository, %digest, "cannot record that {repository} has {digest}: {why}");
             }
         });
+    }
+
+    /// As [`Pull::may_ask`], for content that may have been kept until it was found damaged.
+    async fn may_ask_anew(
+        &self,
+        ask: &Ask,
+        kind: GarbageKind,
+        digest: &Digest,
+        what: &impl Fn() -> String,
+    ) -> Result<Source, Miss> {
+        let (miss, closed) = match self.may_ask(ask, what).await {
+            Err(Miss::Closed { what, refusal, offline_miss }) => {
+                let closed = Some((refusal.clone(), offline_miss));
+                (Miss::Closed { what, refusal, offline_miss }, closed)
+            }
+            Err(miss @ Miss::NotFound { .. }) => (miss, None),
+            outcome => return outcome,
+        };
+        let damaged = self.0.store.is_damaged(&ask.target.repository, kind, digest).await;
+        match damaged.map_err(|why| stored(what(), why))? {
+            true => Err(Miss::Damaged { what: what(), closed }),
+            false => Err(miss),
+        }
     }
 
     /// The source to ask, unless the name is local or the gate is closed for it.

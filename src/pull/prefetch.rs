@@ -199,15 +199,7 @@ impl Pull {
         if part.foreign || self.0.store.blob(&target.repository, &part.digest).await?.is_some() {
             return Ok(());
         }
-        let subject = Subject::Blob(part.digest);
-        if let Some(why) = self.0.memory.refused(&target.repository, &subject) {
-            return Err(why);
-        }
-        let fetched = match self.follow(&target.repository, source, &part.digest).await {
-            Ok(joined) => joined.following.kept().await.map(drop),
-            Err(why) => Err(why),
-        };
-        fetched.map_err(|why| self.0.memory.note(&target.repository, &subject, why))
+        self.fetch_blob(&target.repository, source, &part.digest).await
     }
 }
 

@@ -15,6 +15,7 @@ mod manifests;
 mod settings;
 mod uploads;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -57,6 +58,8 @@ pub struct Order {
     pub target: Target,
     /// The pusher's login; empty for anonymous.
     pub owner: Arc<str>,
+    /// The pusher's address.
+    pub client: IpAddr,
 }
 
 impl Push {

@@ -72,7 +72,7 @@ impl Push {
     /// Begins an upload; `algorithm` is what the client says its digest will be of.
     pub async fn begin(&self, order: &Order, algorithm: Option<Algorithm>) -> Result<UploadId, PushError> {
         self.check_push(order)?;
-        let begun = self.0.store.begin_upload(&order.target.repository, &order.owner, algorithm).await;
+        let begun = self.0.store.begin_upload(&order.target.repository, &order.owner, order.client, algorithm).await;
         begun.map_err(|why| PushError::of_upload(why, &order.target.asked))
     }
 

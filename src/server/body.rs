@@ -13,7 +13,8 @@ use http_body::{Frame, SizeHint};
 use super::file::Cursor;
 use super::pool::Pool;
 use super::pulse::Exchange;
-use crate::pull::{Miss, Passing, Readable, Tail};
+use crate::pull::{HELD_BACK, Miss, Passing, Readable, Tail};
+use crate::store::{Check, Unsound};
 
 /// What a response carries.
 pub struct Body {
@@ -28,6 +29,8 @@ enum Kind {
     Kept {
         cursor: Cursor,
         end: u64,
+        /// Until the file is known to be right, the end is held back.
+        held: Option<Held>,
     },
     Filling(Box<Following>),
     /// What upstream sends, unkept; `left` bytes of it are to come, if it says how many.
@@ -35,6 +38,12 @@ enum Kind {
         passing: Passing,
         left: Option<u64>,
     },
+}
+
+/// A check of a kept file's bytes, and where reading stops until it came out well.
+struct Held {
+    until: u64,
+    outcome: Pin<Box<dyn Future<Output = Result<(), Unsound>> + Send>>,
 }
 
 type Asking = Pin<Box<dyn Future<Output = Result<Readable, Miss>> + Send>>;
@@ -60,6 +69,8 @@ struct Following {
 pub enum BodyError {
     #[error("a kept file cannot be read")]
     Read(#[from] std::io::Error),
+    #[error("a kept file is not what it should be")]
+    Unsound(#[from] Unsound),
     #[error("the fill broke off")]
     Fill(#[source] Miss),
     #[error("the fill ended at byte {at}, before byte {end}")]
@@ -82,9 +93,17 @@ impl Body {
             return Self::empty();
         }
         Self {
-            kind: Kind::Kept { cursor: Cursor::new(file, range.start, Arc::clone(pool)), end: range.end },
+            kind: Kind::Kept { cursor: Cursor::new(file, range.start, Arc::clone(pool)), end: range.end, held: None },
             exchange: None,
         }
+    }
+
+    /// Holds the last bytes of a kept file back until `check` came out well; if it does not, the body breaks off.
+    pub(super) fn held_back(mut self, check: Check) -> Self {
+        if let Kind::Kept { end, held, .. } = &mut self.kind {
+            *held = Some(Held { until: end.saturating_sub(HELD_BACK), outcome: Box::pin(check.outcome()) });
+        }
+        self
     }
 
     /// The bytes from `start` to `end` of a fill, or to wherever it ends.
@@ -126,8 +145,8 @@ impl http_body::Body for Body {
                 self.kind = Kind::Empty;
                 Poll::Ready(Some(Ok(bytes)))
             }
-            Kind::Kept { cursor, end } if cursor.at() == *end => Poll::Ready(None),
-            Kind::Kept { cursor, end } => cursor.poll_piece(cx, *end).map(|piece| Some(piece.map_err(BodyError::Read))),
+            Kind::Kept { cursor, end, .. } if cursor.at() == *end => Poll::Ready(None),
+            Kind::Kept { cursor, end, held } => poll_kept(cursor, *end, held, cx),
             Kind::Filling(following) => following.poll_piece(cx),
             Kind::Passing { passing, left } => passing.poll_next(cx).map(|piece| {
                 let piece = piece.map(|piece| piece.map_err(BodyError::Fill));
@@ -150,7 +169,7 @@ impl http_body::Body for Body {
         match &self.kind {
             Kind::Empty => true,
             Kind::Full(bytes) => bytes.is_empty(),
-            Kind::Kept { cursor, end } => cursor.at() == *end,
+            Kind::Kept { cursor, end, .. } => cursor.at() == *end,
             Kind::Filling(following) => following.end.is_some_and(|end| following.at == end),
             Kind::Passing { left, .. } => *left == Some(0),
         }
@@ -160,7 +179,7 @@ impl http_body::Body for Body {
         match &self.kind {
             Kind::Empty => SizeHint::with_exact(0),
             Kind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Kind::Kept { cursor, end } => SizeHint::with_exact(end - cursor.at()),
+            Kind::Kept { cursor, end, .. } => SizeHint::with_exact(end - cursor.at()),
             Kind::Filling(following) => match following.end {
                 Some(end) => SizeHint::with_exact(end - following.at),
                 None => SizeHint::default(),
@@ -168,6 +187,26 @@ impl http_body::Body for Body {
             Kind::Passing { left, .. } => left.map_or_else(SizeHint::default, SizeHint::with_exact),
         }
     }
+}
+
+fn poll_kept(
+    cursor: &mut Cursor,
+    end: u64,
+    held: &mut Option<Held>,
+    cx: &mut Context<'_>,
+) -> Poll<Option<Result<Bytes, BodyError>>> {
+    if let Some(check) = held {
+        if cursor.at() < check.until {
+            return cursor.poll_piece(cx, check.until).map(|piece| Some(piece.map_err(BodyError::Read)));
+        }
+        if let Err(why) = ready!(check.outcome.as_mut().poll(cx)) {
+            // Asked once more, it must not come to an end.
+            check.outcome = Box::pin(std::future::ready(Err(why)));
+            return Poll::Ready(Some(Err(why.into())));
+        }
+        *held = None;
+    }
+    cursor.poll_piece(cx, end).map(|piece| Some(piece.map_err(BodyError::Read)))
 }
 
 impl Following {

@@ -105,7 +105,7 @@ impl Face {
         let reads = matches!(head.method, Method::GET | Method::HEAD);
         if !reads || matches!(route, Route::Uploads { .. } | Route::Upload { .. }) {
             // Boxed: its rarely used state would be moved with every request.
-            let outcome = Box::pin(self.change(&call, &head.method, route, body)).await;
+            let outcome = Box::pin(self.change(&call, &head.method, route, body, peer)).await;
             return echo(outcome, namespace);
         }
         let ask = |name: &RepositoryName| {
@@ -130,9 +130,11 @@ impl Face {
     }
 
     /// Pushes and deletions, and the state of an upload.
-    async fn change(&self, call: &Call<'_>, method: &Method, route: Route, body: &mut Incoming) -> Answer {
+    async fn change(&self, call: &Call<'_>, method: &Method, route: Route, body: &mut Incoming, peer: &Peer) -> Answer {
         let target = |name: &RepositoryName| Ok::<_, Problem>(self.routes.resolve(name, call.namespace)?);
-        let order = |name: &RepositoryName| Ok::<_, Problem>(Order { target: target(name)?, owner: Arc::from("") });
+        let client = peer.address.ip().to_canonical();
+        let order =
+            |name: &RepositoryName| Ok::<_, Problem>(Order { target: target(name)?, owner: Arc::from(""), client });
         match (method, &route) {
             (&Method::POST, Route::Uploads { name, begin }) => {
                 let from = begin.mount.as_ref().and_then(|(_, from)| from.as_ref());
@@ -179,7 +181,9 @@ impl Call<'_> {
         let id = self.id;
         match miss {
             Miss::UnknownName { .. } | Miss::NotFound { .. } | Miss::NotListed { .. } => debug!(%id, "{miss}"),
-            Miss::Closed { .. } | Miss::InPart { .. } | Miss::AnonymousDenied { .. } => info!(%id, "{miss}"),
+            Miss::Closed { .. } | Miss::InPart { .. } | Miss::AnonymousDenied { .. } | Miss::Damaged { .. } => {
+                info!(%id, "{miss}")
+            }
             Miss::CredentialsDenied { .. }
             | Miss::RateLimited { .. }
             | Miss::Unreachable { .. }

@@ -95,15 +95,17 @@ impl Problem {
         let said = || miss.to_string();
         match miss {
             Miss::UnknownName { .. } => Self::new(S::NOT_FOUND, "NAME_UNKNOWN", said()),
-            Miss::Closed { refusal, offline_miss, .. } | Miss::InPart { refusal, offline_miss, .. } => {
-                match (offline_miss, wanted) {
-                    (OfflineMiss::Unavailable, Wanted::Manifest) => {
-                        Self::new(S::SERVICE_UNAVAILABLE, "UNAVAILABLE", said()).retry_after(opens_in(refusal, now))
-                    }
-                    _ => Self::new(S::NOT_FOUND, wanted.unknown(), said()),
+            Miss::Closed { refusal, offline_miss, .. }
+            | Miss::InPart { refusal, offline_miss, .. }
+            | Miss::Damaged { closed: Some((refusal, offline_miss)), .. } => match (offline_miss, wanted) {
+                (OfflineMiss::Unavailable, Wanted::Manifest) => {
+                    Self::new(S::SERVICE_UNAVAILABLE, "UNAVAILABLE", said()).retry_after(opens_in(refusal, now))
                 }
+                _ => Self::new(S::NOT_FOUND, wanted.unknown(), said()),
+            },
+            Miss::NotFound { .. } | Miss::NotListed { .. } | Miss::Damaged { closed: None, .. } => {
+                Self::new(S::NOT_FOUND, wanted.unknown(), said())
             }
-            Miss::NotFound { .. } | Miss::NotListed { .. } => Self::new(S::NOT_FOUND, wanted.unknown(), said()),
             Miss::AnonymousDenied { .. } => Self::new(S::NOT_FOUND, "NAME_UNKNOWN", said()),
             // Never 401: the client would look for credentials to send to us.
             Miss::CredentialsDenied { .. } => Self::new(S::FORBIDDEN, "DENIED", said()),
@@ -316,6 +318,10 @@ mod tests {
             let refusal = Refusal::Closed { opens_at: None };
             Miss::InPart { what: w(), refusal, offline_miss }
         };
+        let damaged = |offline_miss: Option<OfflineMiss>| {
+            let closed = offline_miss.map(|offline_miss| (Refusal::Closed { opens_at: None }, offline_miss));
+            Miss::Damaged { what: w(), closed }
+        };
         let limited = |retry_after| Miss::RateLimited { what: w(), upstream: u(), retry_after };
         let cases = [
             (Miss::UnknownName { name: w() }, 404, "NAME_UNKNOWN", None),
@@ -326,6 +332,9 @@ mod tests {
             (in_part(OfflineMiss::NotFound), 404, "MANIFEST_UNKNOWN", None),
             (in_part(OfflineMiss::Unavailable), 503, "UNAVAILABLE", None),
             (Miss::NotFound { what: w(), upstream: Some(u()) }, 404, "MANIFEST_UNKNOWN", None),
+            (damaged(None), 404, "MANIFEST_UNKNOWN", None),
+            (damaged(Some(OfflineMiss::NotFound)), 404, "MANIFEST_UNKNOWN", None),
+            (damaged(Some(OfflineMiss::Unavailable)), 503, "UNAVAILABLE", None),
             (Miss::GaveUp { what: w() }, 503, "UNAVAILABLE", Some("1")),
             (Miss::Busy { what: w() }, 429, "TOOMANYREQUESTS", Some("5")),
             (Miss::AnonymousDenied { what: w(), upstream: u(), status: 401 }, 404, "NAME_UNKNOWN", None),

@@ -4,7 +4,7 @@ use std::sync::{Arc, Weak};
 
 use super::catalog::read::{self, Kept};
 use super::catalog::writer::Change;
-use super::{Inner, StoreError, blocking};
+use super::{FoundBy, Inner, StoreError, blocking};
 use crate::oci::Digest;
 
 /// Rows that are looked at together.
@@ -51,8 +51,8 @@ async fn check(store: &Arc<Inner>, table: Kept) -> Result<u64, StoreError> {
         });
         for (digest, size) in gone.await? {
             let change = match table {
-                Kept::Blobs => Change::LoseBlob { blob: digest, size },
-                Kept::Manifests => Change::LoseManifest { manifest: digest },
+                Kept::Blobs => Change::LoseBlob { blob: digest, size, by: FoundBy::Start },
+                Kept::Manifests => Change::LoseManifest { manifest: digest, by: FoundBy::Start },
             };
             lost += u64::from(store.writer.apply(change).await?);
         }

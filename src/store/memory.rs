@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use quick_cache::sync::Cache;
 use quick_cache::{OptionsBuilder, UnitWeighter, Weighter};
+use tokio::sync::watch;
 
 use super::{KeptManifest, TagRecord};
 use crate::names::Repository;
@@ -70,6 +71,8 @@ pub struct Memory {
     pub blobs: Remembered<Digest, Arc<HeldBlob>>,
     pub blob_grants: Remembered<(RepositoryId, Digest), ()>,
     pub files: Remembered<Digest, Arc<File>>,
+    /// Counts what was found damaged and what is kept again.
+    pub damage: watch::Sender<u64>,
     used: Mutex<HashMap<Digest, i64>>,
 }
 
@@ -84,6 +87,7 @@ pub enum Touch {
     BlobLost(Digest),
     BlobGrant(RepositoryId, Digest),
     BlobGrantLost(RepositoryId, Digest),
+    Damage,
 }
 
 /// Weighs a manifest by its bytes and what parsing made of them.
@@ -157,6 +161,7 @@ impl Memory {
             blobs: Remembered::new(DIGESTS_MAX),
             blob_grants: Remembered::new(DIGESTS_MAX),
             files: Remembered::new(FILES_MAX),
+            damage: watch::Sender::new(0),
             used: Mutex::default(),
         }
     }
@@ -180,6 +185,7 @@ impl Memory {
                 }
                 Touch::BlobGrant(repository, digest) => self.blob_grants.put((repository, digest), ()),
                 Touch::BlobGrantLost(repository, digest) => self.blob_grants.drop_entry(&(repository, digest)),
+                Touch::Damage => self.damage.send_modify(|changes| *changes += 1),
             }
         }
     }

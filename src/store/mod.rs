@@ -21,6 +21,7 @@
 mod age;
 mod catalog;
 mod check;
+mod damage;
 mod disk;
 mod erasing;
 mod error;
@@ -35,6 +36,7 @@ mod records;
 mod retire;
 mod room;
 mod scrub;
+mod sound;
 mod staged;
 mod staging;
 mod sweep;
@@ -50,6 +52,7 @@ use tokio_util::sync::CancellationToken;
 pub use catalog::referrers::{REFERRERS_BYTES_MAX, REFERRERS_PAGE_MAX};
 pub use catalog::tags::HISTORY_MAX;
 pub use catalog::wanted::WANTED_MAX;
+pub use damage::{DAMAGE_MAX, Damage, FoundBy, NEEDED_BY_MAX, Wound};
 pub use erasing::Rollback;
 pub use error::{KeepError, StoreError};
 pub use evict::EVICTABLE_MAX;
@@ -62,15 +65,21 @@ pub use records::{
 pub use retire::{RETIRE_TAGS_MAX, TagFacts};
 pub use room::{ROOM_ORDERS_MAX, ROOM_WAIT_MAX, RoomOrder};
 pub use scrub::Verdict;
+pub use sound::{Check, KNOWN_FOR, Unsound};
 pub use staged::Staged;
 pub use staging::{STAGED_BYTES_MAX, STAGED_FILES_MAX};
 pub use sweep::{GARBAGE_MAX, Restored};
-pub use upload::{InvalidUploadId, UPLOAD_AGE_MAX, UPLOAD_REST_MAX, UPLOADS_MAX, Upload, UploadError, UploadId};
+pub use upload::{
+    InvalidUploadId, UPLOAD_AGE_MAX, UPLOAD_EMPTY_REST_MAX, UPLOAD_REST_MAX, UPLOADS_MAX, UPLOADS_PER_CLIENT_MAX,
+    Upload, UploadError, UploadId,
+};
 
 use catalog::writer::{Change, Writer};
 use catalog::{Pool, read, report, tags};
 use disk::{Disk, Found};
+use hashed::check_hashes;
 use memory::{HeldBlob, HeldManifest, Memory, RepositoryId};
+use sound::Sound;
 
 use crate::clock::Clock;
 use crate::names::{Origin, Repository};
@@ -88,6 +97,7 @@ pub struct Store(Arc<Inner>);
 struct Inner {
     disk: Arc<Disk>,
     memory: Arc<Memory>,
+    sound: Sound,
     readers: Pool,
     writer: Writer,
     clock: Clock,
@@ -127,8 +137,10 @@ impl Store {
         let memory = Arc::new(Memory::new());
         let writer = Writer::start(connection, disk.clone(), memory.clone(), clock.clone());
         let ages = age::Ages::load(&readers, &writer, clock.clone()).await?;
-        let (closing, check, room) = (CancellationToken::new(), Mutex::default(), room::Desk::default());
-        let store = Self(Arc::new(Inner { disk, memory, readers, writer, clock, ages, room, closing, check }));
+        let (sound, closing, check) = (Sound::new(), CancellationToken::new(), Mutex::default());
+        let room = room::Desk::default();
+        let inner = Inner { disk, memory, sound, readers, writer, clock, ages, room, closing, check };
+        let store = Self(Arc::new(inner));
         if let Err(why) = store.expire_uploads().await {
             tracing::error!(error = &why as &dyn std::error::Error, "uploads that nobody went on with stay");
         }
@@ -153,7 +165,9 @@ impl Store {
     /// Records a blob that [`Staged::keep`] placed, grants it, and completes what was waiting for it: one transaction.
     pub async fn keep_blob(&self, repository: &Repository, blob: &KeptBlob) -> Result<(), StoreError> {
         let (repository, digest, size) = (repository.clone(), blob.digest, blob.size);
-        self.0.writer.apply(Change::KeepBlob { repository, blob: digest, size, upload: None }).await.map(drop)
+        self.0.writer.apply(Change::KeepBlob { repository, blob: digest, size, upload: None }).await?;
+        self.0.note_sound(blob);
+        Ok(())
     }
 
     /// Grants a blob that is kept already, and that upstream has there. `false`: it is not kept.
@@ -333,6 +347,7 @@ impl Store {
         {
             tracing::error!(error = %why, "the check of the kept files ended badly");
         }
+        self.0.sound.ended().await;
         if let Err(why) = self.0.ages.note(&self.0.writer).await {
             tracing::warn!(error = %why, "how much time has passed could not be written: things grow old later");
         }
@@ -371,7 +386,7 @@ impl Inner {
             parsed.map(Some).map_err(StoreError::catalog)
         });
         let Some(manifest) = manifest.await? else {
-            self.lose(Change::LoseManifest { manifest: *digest }).await;
+            self.lose(Change::LoseManifest { manifest: *digest, by: FoundBy::Read }).await;
             return Ok(None);
         };
         let held = Arc::new(HeldManifest::new(KeptManifest { manifest, complete: row.complete }));
@@ -403,7 +418,7 @@ impl Inner {
                 Ok(Some(KeptBlob { file, digest: *digest, size }))
             }
             _ => {
-                self.lose(Change::LoseBlob { blob: *digest, size: held.size }).await;
+                self.lose(Change::LoseBlob { blob: *digest, size: held.size, by: FoundBy::Read }).await;
                 Ok(None)
             }
         }

@@ -2,7 +2,7 @@
 
 use super::catalog::read::{self, Kept};
 use super::catalog::writer::Change;
-use super::{GarbageKind, Store, StoreError, blocking};
+use super::{FoundBy, GarbageKind, Store, StoreError, blocking};
 use crate::names::Repository;
 use crate::oci::Digest;
 
@@ -17,6 +17,21 @@ pub enum Verdict {
     Missing,
     /// It was broken off, or the content went or came anew meanwhile.
     Unsettled,
+}
+
+impl Verdict {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Whole => "whole",
+            Self::Wrong => "wrong",
+            Self::Missing => "missing",
+            Self::Unsettled => "unsettled",
+        }
+    }
+
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        [Self::Whole, Self::Wrong, Self::Missing, Self::Unsettled].into_iter().find(|one| one.as_str() == text)
+    }
 }
 
 impl Store {
@@ -41,13 +56,14 @@ impl Store {
         read::kept_page_of(&self.0.readers, table, id, after, limit).await
     }
 
-    /// Hashes what is kept as `digest`. `read` is told of each piece of so many bytes before it goes on, where it may
+    /// Hashes what is kept as `digest`, for `by`. `read` is told of each piece of so many bytes before it goes on, where it may
     /// block; `false` from it breaks off.
     pub async fn verify(
         &self,
         kind: GarbageKind,
         digest: &Digest,
         size: u64,
+        by: FoundBy,
         read: impl FnMut(usize) -> bool + Send + 'static,
     ) -> Result<Verdict, StoreError> {
         let (disk, wanted) = (self.0.disk.clone(), *digest);
@@ -62,10 +78,13 @@ impl Store {
         .await?;
         let change = match (file, kind) {
             _ if broken_off => return Ok(Verdict::Unsettled),
-            (Some((_, true)), _) => return Ok(Verdict::Whole),
-            (Some((wrong, false)), _) => Change::SetAside { digest: *digest, wrong },
-            (None, GarbageKind::Manifest) => Change::LoseManifest { manifest: *digest },
-            (None, _) => Change::LoseBlob { blob: *digest, size },
+            (Some((look, true)), _) => {
+                self.0.sound.note(digest, look, self.0.clock.now());
+                return Ok(Verdict::Whole);
+            }
+            (Some((look, false)), _) => Change::SetAside { digest: *digest, wrong: look.id, by },
+            (None, GarbageKind::Manifest) => Change::LoseManifest { manifest: *digest, by },
+            (None, _) => Change::LoseBlob { blob: *digest, size, by },
         };
         let settled = self.0.writer.apply(change).await?;
         Ok(match (settled, file) {

@@ -3,7 +3,7 @@
 //! The rows change first, the file is moved after the commit: a crash between leaves a file without a row, which the next
 //! collection moves. On the way back the file comes first, as for all that is kept.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -13,6 +13,7 @@ use jiff::Timestamp;
 use super::StoreError;
 use super::disk::{Disk, Found, remove, sync_folder};
 use super::faults::Step;
+use super::sound::Look;
 use crate::oci::{Algorithm, Digest};
 
 /// Bytes that are read at a time to hash a file.
@@ -21,10 +22,16 @@ const PIECE: usize = 1 << 20;
 const GONE: &str = "gone-";
 
 /// Which file was looked at, so that another of the same name is not taken for it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FileId {
     device: u64,
     inode: u64,
+}
+
+impl FileId {
+    pub fn of(found: &Metadata) -> Self {
+        Self { device: found.dev(), inode: found.ino() }
+    }
 }
 
 impl Disk {
@@ -73,15 +80,24 @@ impl Disk {
     /// Moves the file of `digest` into quarantine if it is still the one that was found wrong. Blocking.
     pub fn set_aside(&self, digest: &Digest, wrong: FileId) -> Result<bool, StoreError> {
         let Found::File(file, _) = self.find(digest)? else { return Ok(true) };
-        if self.id_of(&file, digest)? != wrong {
+        if self.look_at(&file, digest)?.id != wrong {
             return Ok(false);
         }
         self.make_folder("quarantine")?;
         let folder = self.data().join("quarantine");
-        let (from, to) = (self.blob(digest), folder.join(format!("{}-{}", digest.algorithm(), digest.hex())));
+        let (from, to) = (self.blob(digest), self.quarantined(digest));
         let moved = self.step(Step::Rename).and_then(|()| fs::rename(&from, &to));
         moved.map_err(|source| StoreError::io("set aside", &from, source))?;
         self.sync_after_move(&folder, digest).map(|()| true)
+    }
+
+    /// Removes the wrong files of what is kept again. Blocking.
+    pub fn remove_quarantined(&self, digests: &[Digest]) {
+        digests.iter().for_each(|digest| remove(&self.quarantined(digest)));
+    }
+
+    fn quarantined(&self, digest: &Digest) -> PathBuf {
+        self.data().join("quarantine").join(format!("{}-{}", digest.algorithm(), digest.hex()))
     }
 
     /// Reads what lies under `digest` to its end; whether its bytes hash to it. `None`: it has no file. `read` is told
@@ -90,10 +106,10 @@ impl Disk {
         &self,
         digest: &Digest,
         mut read: impl FnMut(usize) -> bool,
-    ) -> Result<Option<(FileId, bool)>, StoreError> {
+    ) -> Result<Option<(Look, bool)>, StoreError> {
         let Found::File(file, _) = self.find(digest)? else { return Ok(None) };
-        let id = self.id_of(&file, digest)?;
-        Ok(hashes_to(file, &self.blob(digest), digest, &mut read)?.map(|whole| (id, whole)))
+        let look = self.look_at(&file, digest)?;
+        Ok(hashes_to(file, &self.blob(digest), digest, &mut read)?.map(|whole| (look, whole)))
     }
 
     /// Whether the file of `digest` that lies in the trash hashes to it, or one has come to its place. Blocking.
@@ -141,24 +157,32 @@ impl Disk {
 
     /// Files below `blobs/` that were made and named before `before`: digest and size. Blocking.
     pub fn files_before(&self, before: Timestamp) -> Result<Vec<(Digest, u64)>, StoreError> {
+        let files = self.files()?.into_iter();
+        Ok(files
+            .filter(|(.., changed)| *changed < before.as_second())
+            .map(|(digest, size, _)| (digest, size))
+            .collect())
+    }
+
+    /// Files below `blobs/`: digest, size, and when they were made or named, in seconds. Blocking.
+    pub fn files(&self) -> Result<Vec<(Digest, u64, i64)>, StoreError> {
         let mut found = Vec::new();
         for algorithm in Algorithm::ALL {
             let folder = self.data().join("blobs").join(algorithm.as_str());
             for name in names_in(&folder)? {
                 let Ok(digest) = format!("{algorithm}:{name}").parse::<Digest>() else { continue };
                 let Ok(metadata) = fs::symlink_metadata(folder.join(&name)) else { continue };
-                let changed = metadata.mtime().max(metadata.ctime());
-                if metadata.is_file() && changed < before.as_second() {
-                    found.push((digest, metadata.len()));
+                if metadata.is_file() {
+                    found.push((digest, metadata.len(), metadata.mtime().max(metadata.ctime())));
                 }
             }
         }
         Ok(found)
     }
 
-    fn id_of(&self, file: &File, digest: &Digest) -> Result<FileId, StoreError> {
+    fn look_at(&self, file: &File, digest: &Digest) -> Result<Look, StoreError> {
         let found = file.metadata().map_err(|source| StoreError::io("look at", &self.blob(digest), source))?;
-        Ok(FileId { device: found.dev(), inode: found.ino() })
+        Ok(Look::of(&found))
     }
 
     /// Makes a move between `folder` and the one of `digest`'s algorithm durable.

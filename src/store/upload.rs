@@ -6,15 +6,18 @@
 
 use std::collections::hash_map::Entry;
 use std::fmt;
+use std::net::IpAddr;
+use std::os::unix::fs::FileExt;
 use std::str::FromStr;
 use std::sync::{Arc, PoisonError};
 
 use jiff::SignedDuration;
 use rustix::rand::{GetRandomFlags, getrandom};
 
+use super::catalog::read;
 use super::catalog::uploads::{self, UploadChange, UploadRow};
 use super::catalog::writer::Change;
-use super::disk::{Disk, remove};
+use super::disk::{Disk, Found, remove};
 use super::hashed::HashedFile;
 use super::{Inner, KeepError, KeptBlob, Store, StoreError, blocking, staging};
 use crate::names::Repository;
@@ -24,8 +27,18 @@ use crate::oci::{Algorithm, Digest};
 pub const UPLOADS_MAX: usize = 1024;
 /// An upload that was untouched for longer is removed.
 pub const UPLOAD_AGE_MAX: SignedDuration = SignedDuration::from_hours(7 * 24);
-/// Where there are [`UPLOADS_MAX`], the longest untouched makes room for a new one if it was untouched for longer.
+/// Most uploads of one owner from one address. Behind one address may stand many clients.
+pub const UPLOADS_PER_CLIENT_MAX: usize = 256;
+/// Where there are as many as there may be, the longest untouched without bytes makes room for a new one if it was
+/// untouched for longer.
+pub const UPLOAD_EMPTY_REST_MAX: SignedDuration = SignedDuration::from_mins(1);
+/// As [`UPLOAD_EMPTY_REST_MAX`], with bytes.
 pub const UPLOAD_REST_MAX: SignedDuration = SignedDuration::from_hours(1);
+
+/// Files that are looked at, the newest first, for the bytes of an upload that was being finished in a crash.
+const LOOKED_AT_MAX: usize = 10_000;
+/// Those of them, unknown to the catalog, that are read.
+const FETCHED_BACK_FROM_MAX: usize = 16;
 
 /// Names an upload; 128 random bits as hex, from the operating system.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -44,7 +57,7 @@ pub enum UploadError {
     Unknown,
     #[error("another request writes to this upload")]
     Busy,
-    #[error("{UPLOADS_MAX} uploads are under way")]
+    #[error("{UPLOADS_MAX} uploads are under way, or {UPLOADS_PER_CLIENT_MAX} of one client")]
     TooMany,
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -69,12 +82,13 @@ struct Claim {
 }
 
 impl Store {
-    /// Begins an upload into `repository` for `owner` (a login, or "" for anonymous). `algorithm`: what the client
-    /// says its digest will be of.
+    /// Begins an upload into `repository` for `owner` (a login, or "" for anonymous) at the address `client`.
+    /// `algorithm`: what the client says its digest will be of.
     pub async fn begin_upload(
         &self,
         repository: &Repository,
         owner: &str,
+        client: IpAddr,
         algorithm: Option<Algorithm>,
     ) -> Result<UploadId, UploadError> {
         let id = UploadId::random()?;
@@ -83,6 +97,7 @@ impl Store {
             id,
             repository: repository.clone(),
             owner: owner.to_owned(),
+            client: client.to_string(),
             row: UploadRow { size: 0, algorithm: hasher.algorithm(), state: hasher.state() },
         };
         let begin = Change::Upload(begin);
@@ -90,7 +105,7 @@ impl Store {
             return Ok(id);
         }
         // Clients that were killed leave uploads behind; they must not stop everybody else for days.
-        let began = self.0.remove_untouched(UPLOAD_REST_MAX, 1).await? > 0 && self.0.writer.apply(begin).await?;
+        let began = self.0.make_room(owner, client).await? && self.0.writer.apply(begin).await?;
         if began { Ok(id) } else { Err(UploadError::TooMany) }
     }
 
@@ -103,51 +118,45 @@ impl Store {
     ) -> Result<Upload, UploadError> {
         let (inner, id) = (self.0.clone(), *id);
         // First of all: whether another writes to it is not for everybody to know.
-        self.upload_size(repository, owner, &id).await?;
+        uploads::read(&inner.readers, repository, owner, &id).await?.ok_or(UploadError::Unknown)?;
         let claim = Claim::take(&inner.disk, id).ok_or(UploadError::Busy)?;
-        let row = uploads::read(&inner.readers, repository, owner, &id).await?.ok_or(UploadError::Unknown)?;
-        let disk = inner.disk.clone();
-        let Some(hashed) = blocking(move || resume(&disk, &id, &row)).await? else {
-            tracing::warn!(upload = %id, "the file of an upload is shorter than it was: it is given up");
-            inner.end(claim, None).await?;
-            return Err(UploadError::Unknown);
-        };
+        let (claim, hashed) = inner.reopen(claim, repository, owner).await?;
         let written_before = hashed.written();
         Ok(Upload { inner, claim, repository: repository.clone(), hashed, written_before })
     }
 
     /// Bytes that it has so far, without opening it; not what another request writes just now.
     pub async fn upload_size(&self, repository: &Repository, owner: &str, id: &UploadId) -> Result<u64, UploadError> {
-        let row = uploads::read(&self.0.readers, repository, owner, id).await?;
-        row.map(|row| row.size).ok_or(UploadError::Unknown)
+        let row = uploads::read(&self.0.readers, repository, owner, id).await?.ok_or(UploadError::Unknown)?;
+        let path = self.0.disk.upload(id);
+        // While another request writes to it, its file may just have become a blob's.
+        if row.size > 0
+            && !blocking(move || Ok(path.exists())).await?
+            && let Some(claim) = Claim::take(&self.0.disk, *id)
+        {
+            return self.0.reopen(claim, repository, owner).await.map(|(_, hashed)| hashed.written());
+        }
+        Ok(row.size)
     }
 
     /// Removes it and what it has.
     pub async fn cancel_upload(&self, repository: &Repository, owner: &str, id: &UploadId) -> Result<(), UploadError> {
-        self.upload_size(repository, owner, id).await?;
+        uploads::read(&self.0.readers, repository, owner, id).await?.ok_or(UploadError::Unknown)?;
         let claim = Claim::take(&self.0.disk, *id).ok_or(UploadError::Busy)?;
         if self.0.end(claim, None).await? { Ok(()) } else { Err(UploadError::Unknown) }
     }
 
-    /// Removes uploads that were untouched for [`UPLOAD_AGE_MAX`], and files whose upload ended, and uploads that have no
-    /// file any more; returns how many were untouched. Runs by itself at the start.
+    /// Removes uploads that were untouched for [`UPLOAD_AGE_MAX`], and files whose upload ended; returns how many
+    /// uploads. Runs by itself at the start.
     pub async fn expire_uploads(&self) -> Result<u64, StoreError> {
         let expired = self.0.remove_untouched(UPLOAD_AGE_MAX, UPLOADS_MAX).await?;
         let staging = self.0.disk.staging();
         let files = blocking(move || staging::uploads(&staging).map_err(|why| StoreError::io("list", &staging, why)));
         // In this order: an upload has its row before its file.
-        let (files, rows) = (files.await?, uploads::sizes(&self.0.readers).await?);
-        for id in files.iter().filter(|id| !rows.contains_key(id)) {
+        let (files, rows) = (files.await?, uploads::ids(&self.0.readers).await?);
+        for id in files.iter().filter(|id| !rows.contains(id)) {
             if let Some(claim) = Claim::take(&self.0.disk, *id) {
                 claim.remove_file().await?;
-            }
-        }
-        for (id, _) in rows.into_iter().filter(|(id, size)| *size > 0 && !files.contains(id)) {
-            // Killed while it was being closed: its file has a blob's name already. Nobody can go on with it.
-            if let Some(claim) = Claim::take(&self.0.disk, id)
-                && !self.0.disk.upload(&id).exists()
-            {
-                self.0.end(claim, None).await?;
             }
         }
         Ok(expired)
@@ -155,6 +164,72 @@ impl Store {
 }
 
 impl Inner {
+    /// Opens an upload's file as its row says. An upload that was being finished when the process or the commit failed
+    /// has no file any more: a blob's name has it, which means nothing without a row. Its bytes are fetched back from
+    /// there. Where there are none, it is given up.
+    async fn reopen(
+        &self,
+        claim: Claim,
+        repository: &Repository,
+        owner: &str,
+    ) -> Result<(Claim, HashedFile), UploadError> {
+        let row = uploads::read(&self.readers, repository, owner, &claim.id).await?.ok_or(UploadError::Unknown)?;
+        let (disk, id) = (self.disk.clone(), claim.id);
+        let path = disk.upload(&id);
+        if row.size > 0 && !blocking(move || Ok(path.exists())).await? {
+            self.fetch_back(&id, &row).await?;
+        }
+        if let Some(hashed) = blocking(move || resume(&disk, &id, &row)).await? {
+            return Ok((claim, hashed));
+        }
+        tracing::warn!(upload = %id, "the file of an upload is shorter than it was: it is given up");
+        self.end(claim, None).await?;
+        Err(UploadError::Unknown)
+    }
+
+    /// Looks among the newest files that the catalog does not know for one that begins with the bytes of this upload,
+    /// and copies those: nobody else writes to a file that has a blob's name.
+    async fn fetch_back(&self, id: &UploadId, row: &UploadRow) -> Result<(), StoreError> {
+        let (disk, size) = (self.disk.clone(), row.size);
+        let mut files = blocking(move || disk.files()).await?;
+        files.retain(|(_, length, _)| *length >= size);
+        files.sort_by_key(|(.., changed)| std::cmp::Reverse(*changed));
+        let mut tried = 0;
+        for (digest, ..) in files.into_iter().take(LOOKED_AT_MAX) {
+            if tried == FETCHED_BACK_FROM_MAX {
+                break;
+            }
+            if read::is_known(&self.readers, &digest).await? {
+                continue;
+            }
+            tried += 1;
+            let (disk, id, row) = (self.disk.clone(), *id, row.clone());
+            if blocking(move || copy_back(&disk, &digest, &id, &row)).await? {
+                tracing::info!(upload = %id, %digest, "an upload that was broken off while it was finished goes on");
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends one upload so that there is room for another of this client's. `false`: there is none that may go.
+    async fn make_room(&self, owner: &str, client: IpAddr) -> Result<bool, StoreError> {
+        let before = |rest: SignedDuration| {
+            self.ages.before(rest.unsigned_abs()).map_or(i64::MIN, |before| before.as_millisecond())
+        };
+        let (empty, rest) = (before(UPLOAD_EMPTY_REST_MAX), before(UPLOAD_REST_MAX));
+        for (id, touched_ms) in uploads::in_the_way(&self.readers, owner, &client.to_string(), empty, rest).await? {
+            // One that is written to stays, empty or not.
+            if let Some(claim) = Claim::take(&self.disk, id)
+                && self.end(claim, Some(touched_ms)).await?
+            {
+                tracing::info!(upload = %id, "an upload that nobody went on with makes room for another");
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// Ends at most `limit` uploads that nobody writes to and that were untouched for `age`, by time that was seen to pass.
     async fn remove_untouched(&self, age: SignedDuration, limit: usize) -> Result<u64, StoreError> {
         let Some(before) = self.ages.before(age.unsigned_abs()) else { return Ok(0) };
@@ -260,8 +335,40 @@ impl Upload {
         }
         let keep = Change::KeepBlob { repository, blob: expected, size: kept.size, upload: Some(claim.id) };
         inner.writer.apply(keep).await?;
+        inner.note_sound(&kept);
         Ok(kept)
     }
+}
+
+/// Copies the first bytes of the file of `digest` to where the upload's should be, if they are its own: they must hash
+/// to what its row says, so that nobody finishes an upload with what somebody else has sent (invariant 14). Blocking.
+fn copy_back(disk: &Disk, digest: &Digest, id: &UploadId, row: &UploadRow) -> Result<bool, StoreError> {
+    disk.writable()?;
+    let (Found::File(file, _), Some(expected)) = (disk.find(digest)?, row.algorithm.resume(&row.state)) else {
+        return Ok(false);
+    };
+    disk.check_room(row.size)?;
+    // No name that anything else looks for: what a crash leaves of it goes at the start.
+    let path = disk.upload(id).with_extension("part");
+    let mut copy = HashedFile::open(path.clone(), true, row.algorithm)?;
+    let (mut piece, mut left) = (vec![0; 1 << 20], row.size);
+    while left > 0 {
+        let wanted = left.min(piece.len() as u64) as usize;
+        let read = file.read_exact_at(&mut piece[..wanted], copy.written());
+        read.map_err(|source| StoreError::io("read", &disk.blob(digest), source))?;
+        copy.write(disk, &piece[..wanted])?;
+        left -= wanted as u64;
+    }
+    if copy.digest_so_far() != expected.finish() {
+        remove(&path);
+        return Ok(false);
+    }
+    copy.trim()?;
+    disk.sync_staged(copy.file(), &path)?;
+    let (from, to) = (&path, disk.upload(id));
+    std::fs::rename(from, &to).map_err(|source| StoreError::io("rename to", &to, source))?;
+    disk.sync_staging()?;
+    Ok(true)
 }
 
 /// The file as the row says; `None` if it has less. Blocking.

@@ -96,8 +96,8 @@ impl Site {
         let far = Arc::new(Upstream::new("far", &far, &gate, &clock).unwrap());
         let stop = CancellationToken::new();
         let upstreams = HashMap::from([(Arc::from("far"), Arc::clone(&far))]);
-        let pull = Pull::new(store.clone(), gate.clone(), upstreams, clock.clone(), stop.clone());
         let routes = Arc::new(routes());
+        let pull = Pull::new(store.clone(), gate.clone(), upstreams, routes.clone(), clock.clone(), stop.clone());
         let (layer, kept_in) = (Bytes::from(vec![7; LAYER_SIZE]), repository("team/app"));
         let layer_digest = keep_blob(&store, &kept_in, &layer).await;
         let config_digest = keep_blob(&store, &kept_in, b"{}").await;

@@ -10,6 +10,7 @@ mod certs;
 mod cli;
 mod client_config;
 mod conf;
+mod damage;
 mod gate;
 mod http_edge;
 mod http_registry;

@@ -16,12 +16,14 @@ mod reports;
 mod retire;
 mod scrub;
 mod sha512;
+mod sound;
 mod sweep;
 mod tags;
 mod upgrade;
 mod uploads;
 
 use std::fs;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -35,6 +37,9 @@ use sealock::store::{Faults, KeepError, KeptBlob, KeptManifest, Store, StoreErro
 use sealock::upstream::{Upstream, UpstreamSettings};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+
+/// Where uploads come from.
+const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 /// A store in a folder of its own, with a hand-wound clock.
 struct Site {

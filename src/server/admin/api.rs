@@ -13,8 +13,10 @@ use serde_json::{Value, json};
 use tracing::error;
 
 use super::Office;
-use super::report::{CloseOrder, CollectOrder, Complaint, OpenOrder, RouteLine, StatusReport, VerifyOrder};
-use super::report::{WatchEnd, WatchOrder};
+use super::report::{
+    CloseOrder, CollectOrder, Complaint, DAMAGE_LISTED_MAX, OpenOrder, RouteLine, StatusReport, VerifyOrder, WatchEnd,
+    WatchOrder,
+};
 use super::tags::TagMoves;
 use crate::gate::{GateError, GateStatus, Order};
 use crate::keep::{KeepError, VerifyReport};
@@ -159,6 +161,8 @@ impl Office {
             read_only: source.store.check_writable().is_err(),
             under_way: source.pull.under_way(),
             wanted: source.store.wanted().await?.len(),
+            damaged: source.store.damage_count().await?,
+            damage: source.store.damage(DAMAGE_LISTED_MAX).await?,
             routes: routes.map(|(pattern, upstream, repository)| RouteLine { pattern, upstream, repository }).collect(),
             upstreams,
         })

@@ -8,9 +8,12 @@ use serde::{Deserialize, Serialize};
 use crate::gate::GateStatus;
 use crate::keep::KeepStatus;
 use crate::oci::Digest;
-use crate::store::{TagMove, Totals};
+use crate::store::{Damage, TagMove, Totals};
 use crate::tls::Shown;
 use crate::upstream::UpstreamHealth;
+
+/// Records of damage that one report lists.
+pub const DAMAGE_LISTED_MAX: usize = 200;
 
 /// `POST /gate/open`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -113,6 +116,10 @@ pub struct StatusReport {
     pub under_way: usize,
     /// Names that were asked for and could not be had.
     pub wanted: usize,
+    /// How much was found damaged and is not kept again.
+    pub damaged: u64,
+    /// What was found damaged, the newest first, what is kept again last; at most [`DAMAGE_LISTED_MAX`].
+    pub damage: Vec<Damage>,
     pub routes: Vec<RouteLine>,
     pub upstreams: Vec<UpstreamHealth>,
 }

@@ -15,15 +15,16 @@ use crate::server::face::{Answer, Call};
 use crate::server::file::{self, WHOLE_MAX};
 use crate::server::range::{self, Part};
 use crate::server::reply::{Problem, Wanted};
-use crate::store::KeptBlob;
+use crate::store::{KeptBlob, Unsound};
 
 const OCTETS: HeaderValue = HeaderValue::from_static("application/octet-stream");
 const BYTES: HeaderValue = HeaderValue::from_static("bytes");
+/// How often a small blob is looked for: once more when the kept copy was found damaged.
+const FINDS_MAX: usize = 2;
 
 pub(in crate::server) async fn serve(call: &Call<'_>, ask: &Ask, digest: &Digest) -> Answer {
     let missed = |miss: Miss| call.missed(&miss, Wanted::Blob);
-    // Boxed: what a fill needs would be moved with every request.
-    let found = Box::pin(call.face.pull.blob(ask, digest)).await.map_err(missed)?;
+    let found = find(call, ask, digest).await?;
     let tagged = Tagged::new(digest);
     if range::has_already(call.headers, tagged.etag()) {
         return Ok(not_modified(tagged));
@@ -52,6 +53,27 @@ pub(in crate::server) async fn serve(call: &Call<'_>, ask: &Ask, digest: &Digest
             Ok(reply_with(tagged, body, part != Part::Whole, range, size))
         }
     }
+}
+
+/// What there is to serve. A small blob is told to be right before anything is sent, so that a damaged one is a miss like
+/// any other; of a large one the end is held back.
+async fn find(call: &Call<'_>, ask: &Ask, digest: &Digest) -> Result<FoundBlob, Problem> {
+    for _ in 0..FINDS_MAX {
+        // Boxed: what a fill needs would be moved with every request.
+        let found = Box::pin(call.face.pull.blob(ask, digest)).await;
+        let found = found.map_err(|miss| call.missed(&miss, Wanted::Blob))?;
+        let check = match &found {
+            FoundBlob::Kept(kept) if kept.size <= WHOLE_MAX && !call.is_head => call.face.store.check(kept),
+            _ => None,
+        };
+        let Some(check) = check else { return Ok(found) };
+        match Box::pin(check.outcome()).await {
+            Ok(()) => return Ok(found),
+            Err(Unsound::Wrong) => {}
+            Err(Unsound::Unread) => break,
+        }
+    }
+    Err(Problem::internal("reading this blob"))
 }
 
 /// `DELETE`: it cannot be read in this repository any more.
@@ -90,8 +112,20 @@ async fn kept_body(call: &Call<'_>, kept: KeptBlob, range: Range<u64>) -> Result
     if call.is_head || size == 0 {
         return Ok(Body::empty());
     }
+    let check = match size == kept.size {
+        true if size > WHOLE_MAX => call.face.store.check(&kept),
+        true => None,
+        false => {
+            call.face.store.check_later(&kept);
+            None
+        }
+    };
     if size > WHOLE_MAX {
-        return Ok(Body::kept(kept.file, range, &call.face.pool));
+        let body = Body::kept(kept.file, range, &call.face.pool);
+        return Ok(match check {
+            Some(check) => body.held_back(check),
+            None => body,
+        });
     }
     file::read_whole(kept.file, range.start, size as usize).await.map(Body::full).map_err(|error| {
         let (id, digest) = (call.id, kept.digest);

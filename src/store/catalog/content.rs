@@ -1,5 +1,6 @@
 //! Writes what content is kept, and where it may be read.
 
+use super::damage::{self, Need};
 use super::writer::Touched;
 use super::{Connection, complete, integer};
 use crate::names::{Origin, Repository};
@@ -62,6 +63,7 @@ pub async fn record_blob(
         ON CONFLICT (digest) DO UPDATE SET size = excluded.size WHERE blob.size <> excluded.size";
     let kept = sqlx::query(sql).bind(&text).bind(integer(size)).bind(now_ms).execute(&mut *c).await;
     if kept.map_err(StoreError::catalog)?.rows_affected() > 0 {
+        damage::heal(c, blob, Need::Blob, now_ms, touched).await?;
         complete::blob_came(c, &text, touched).await?;
     }
     touched.blob_kept(*blob, size);
@@ -155,6 +157,7 @@ pub async fn record_manifest(
         lose_manifest(c, &manifest.digest, touched).await?;
     }
     if known.is_none() || replaced {
+        damage::heal(c, &manifest.digest, Need::Manifest, now_ms, touched).await?;
         insert_manifest(c, manifest, &text, now_ms).await?;
         insert_parts(c, manifest, &text).await?;
         insert_named(c, manifest, &text).await?;

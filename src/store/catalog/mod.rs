@@ -5,6 +5,7 @@
 
 pub mod complete;
 pub mod content;
+pub mod damage;
 pub mod erase;
 pub mod evict;
 pub mod job;

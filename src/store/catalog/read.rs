@@ -41,6 +41,13 @@ pub async fn blob_size(readers: &Pool, blob: &Digest) -> Result<Option<u64>, Sto
     Ok(size.map(number))
 }
 
+/// Whether the catalog knows it, as a blob or as a manifest.
+pub async fn is_known(readers: &Pool, digest: &Digest) -> Result<bool, StoreError> {
+    let sql =
+        "SELECT EXISTS (SELECT 1 FROM blob WHERE digest = $1) OR EXISTS (SELECT 1 FROM manifest WHERE digest = $1)";
+    sqlx::query_scalar(sql).bind(digest.to_string()).fetch_one(readers).await.map_err(StoreError::catalog)
+}
+
 /// The size of a kept blob that the repository may read: granted itself, or, in an upstream's, named by a manifest that
 /// is; and not deleted there. In a local one a client wrote the manifest, and could name whatever it wants to read; and
 /// whoever writes `urls` into any manifest makes a layer foreign, which is never held against what is there.

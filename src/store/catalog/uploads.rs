@@ -1,13 +1,13 @@
 //! Uploads' rows: whose they are, and how far they are durable.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 
 use sqlx::Row;
 
 use super::{Connection, Pool, content, integer, number};
 use crate::names::Repository;
 use crate::oci::Algorithm;
-use crate::store::{StoreError, UPLOADS_MAX, UploadId};
+use crate::store::{StoreError, UPLOADS_MAX, UPLOADS_PER_CLIENT_MAX, UploadId};
 
 /// How far an upload is durable.
 #[derive(Clone, Debug)]
@@ -25,6 +25,8 @@ pub enum UploadChange {
         id: UploadId,
         repository: Repository,
         owner: String,
+        /// Its address.
+        client: String,
         row: UploadRow,
     },
     Leave {
@@ -41,7 +43,9 @@ pub enum UploadChange {
 /// Returns whether there was such an upload; for a new one, whether there was room for it.
 pub async fn make(c: &mut Connection, change: &UploadChange, now_ms: i64) -> Result<bool, StoreError> {
     match change {
-        UploadChange::Begin { id, repository, owner, row } => begin(c, id, repository, owner, row, now_ms).await,
+        UploadChange::Begin { id, repository, owner, client, row } => {
+            begin(c, id, (repository, owner, client), row, now_ms).await
+        }
         UploadChange::Leave { id, row } => leave(c, id, row, now_ms).await,
         UploadChange::End { id, untouched_since_ms } => end(c, id, *untouched_since_ms).await,
     }
@@ -50,17 +54,18 @@ pub async fn make(c: &mut Connection, change: &UploadChange, now_ms: i64) -> Res
 async fn begin(
     c: &mut Connection,
     id: &UploadId,
-    repository: &Repository,
-    owner: &str,
+    (repository, owner, client): (&Repository, &str, &str),
     row: &UploadRow,
     now_ms: i64,
 ) -> Result<bool, StoreError> {
     let (origin, name) = content::key(repository);
-    let sql = "INSERT INTO upload (id, origin, name, owner, size, algorithm, state, touched_at)
-        SELECT $1, $2, $3, $4, $5, $6, $7, $8 WHERE (SELECT COUNT(*) FROM upload) < $9";
-    let begun = sqlx::query(sql).bind(id.to_string()).bind(origin).bind(name).bind(owner);
+    let sql = "INSERT INTO upload (id, origin, name, owner, client, size, algorithm, state, touched_at)
+        SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9 WHERE (SELECT COUNT(*) FROM upload) < $10
+            AND (SELECT COUNT(*) FROM upload WHERE owner = $4 AND client = $5) < $11";
+    let begun = sqlx::query(sql).bind(id.to_string()).bind(origin).bind(name).bind(owner).bind(client);
     let begun = begun.bind(integer(row.size)).bind(row.algorithm.as_str()).bind(hex::encode(&row.state)).bind(now_ms);
-    let begun = begun.bind(integer(UPLOADS_MAX as u64)).execute(&mut *c).await.map_err(StoreError::catalog)?;
+    let begun = begun.bind(integer(UPLOADS_MAX as u64)).bind(integer(UPLOADS_PER_CLIENT_MAX as u64));
+    let begun = begun.execute(&mut *c).await.map_err(StoreError::catalog)?;
     Ok(begun.rows_affected() > 0)
 }
 
@@ -100,11 +105,11 @@ pub async fn read(
     }))
 }
 
-/// All that there are, [`UPLOADS_MAX`] at most, and how many bytes of each are durable.
-pub async fn sizes(readers: &Pool) -> Result<HashMap<UploadId, u64>, StoreError> {
-    let rows = sqlx::query_as("SELECT id, size FROM upload").fetch_all(readers).await;
-    let rows: Vec<(String, i64)> = rows.map_err(StoreError::catalog)?;
-    rows.iter().map(|(id, size)| Ok((id.parse().map_err(StoreError::catalog)?, number(*size)))).collect()
+/// All that there are, [`UPLOADS_MAX`] at most.
+pub async fn ids(readers: &Pool) -> Result<HashSet<UploadId>, StoreError> {
+    let ids = sqlx::query_scalar("SELECT id FROM upload").fetch_all(readers).await;
+    let ids: Vec<String> = ids.map_err(StoreError::catalog)?;
+    ids.iter().map(|id| id.parse().map_err(StoreError::catalog)).collect()
 }
 
 /// Those that were not touched since `before_ms`, the longest untouched first.
@@ -113,4 +118,26 @@ pub async fn untouched(readers: &Pool, before_ms: i64) -> Result<Vec<UploadId>, 
     let ids: Vec<String> =
         sqlx::query_scalar(sql).bind(before_ms).fetch_all(readers).await.map_err(StoreError::catalog)?;
     ids.iter().map(|id| id.parse().map_err(StoreError::catalog)).collect()
+}
+
+/// Those that may go to make room for one more of this client's, the first to go first: where it has as many as it may,
+/// its own. What is empty goes before what has bytes.
+pub async fn in_the_way(
+    readers: &Pool,
+    owner: &str,
+    client: &str,
+    empty_before_ms: i64,
+    before_ms: i64,
+) -> Result<Vec<(UploadId, i64)>, StoreError> {
+    let sql = "SELECT id, touched_at FROM upload
+        WHERE touched_at <= CASE WHEN size = 0 THEN $3 ELSE $4 END
+            AND ((SELECT COUNT(*) FROM upload WHERE owner = $1 AND client = $2) < $5 OR (owner = $1 AND client = $2))
+        ORDER BY CASE WHEN size = 0 THEN 0 ELSE 1 END, touched_at, id";
+    let rows = sqlx::query(sql).bind(owner).bind(client).bind(empty_before_ms).bind(before_ms);
+    let rows = rows.bind(integer(UPLOADS_PER_CLIENT_MAX as u64)).fetch_all(readers).await?;
+    let parsed = rows.iter().map(|row| {
+        let id: String = row.try_get("id")?;
+        Ok((id.parse().map_err(StoreError::catalog)?, row.try_get("touched_at")?))
+    });
+    parsed.collect()
 }

@@ -12,18 +12,19 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use super::damage::{self, Finding};
 use super::erase::{self, Erase};
 use super::uploads::{self, UploadChange};
 use super::{self as catalog, Connection, content, job, push, reread, sweep, tags, trash, wanted};
 use crate::clock::Clock;
 use crate::names::{Origin, Repository};
 use crate::oci::{Digest, Manifest, Tag};
-use crate::store::disk::{Disk, Found};
+use crate::store::disk::Disk;
 use crate::store::evict::Eviction;
 use crate::store::memory::{Memory, RepositoryId, Touch};
 use crate::store::sweep::Sweep;
 use crate::store::trash::FileId;
-use crate::store::{GarbageKind, Pushing, StoreError, TagSource, UploadId, blocking};
+use crate::store::{FoundBy, GarbageKind, Pushing, StoreError, TagSource, UploadId, blocking};
 
 /// Most changes in one commit.
 const BATCH_MAX: usize = 64;
@@ -64,9 +65,11 @@ pub enum Change {
     LoseBlob {
         blob: Digest,
         size: u64,
+        by: FoundBy,
     },
     LoseManifest {
         manifest: Digest,
+        by: FoundBy,
     },
     PointTag {
         repository: Repository,
@@ -116,6 +119,7 @@ pub enum Change {
     SetAside {
         digest: Digest,
         wrong: FileId,
+        by: FoundBy,
     },
     Upload(UploadChange),
     Erase(Erase),
@@ -127,6 +131,8 @@ pub struct Touched {
     touches: Vec<Touch>,
     /// Whose files go to the trash.
     thrown: Vec<Digest>,
+    /// Whose wrong files nobody needs any more.
+    healed: Vec<Digest>,
 }
 
 /// The way to the writing task.
@@ -267,6 +273,7 @@ impl Task {
         transaction.commit().await.map_err(|why| diagnose(&self.disk, why.into()))?;
         self.memory.touch(touched.touches);
         self.throw_away(touched.thrown).await;
+        self.remove_quarantined(touched.healed).await;
         Ok(outcomes)
     }
 
@@ -287,6 +294,19 @@ impl Task {
         if let Err(why) = moved.await {
             tracing::error!(error = &why as &dyn std::error::Error, "collected files could not be moved to the trash");
         }
+    }
+
+    /// The wrong files of what is kept again.
+    async fn remove_quarantined(&self, healed: Vec<Digest>) {
+        if healed.is_empty() {
+            return;
+        }
+        let disk = self.disk.clone();
+        let removed = blocking(move || {
+            disk.remove_quarantined(&healed);
+            Ok(())
+        });
+        removed.await.unwrap_or_else(|why| tracing::warn!(error = %why, "files in quarantine stay"));
     }
 
     async fn write_used(&mut self) {
@@ -346,21 +366,11 @@ async fn make(
             }
         }
         Change::Reread(manifest) => return reread::record(c, manifest, touched).await,
-        Change::LoseBlob { blob, size } => {
-            // It may have been kept again between the look and now.
-            if find(disk, blob).await?.has_size(*size) || !content::has_blob(c, blob).await? {
-                return Ok(false);
-            }
-            tracing::error!(digest = %blob, "the file of a kept blob is missing or has the wrong length: {blob} is no longer kept");
-            content::lose_blob(c, blob, touched).await?;
+        Change::LoseBlob { blob, size, by } => {
+            return damage::lose_blob(c, disk, blob, *size, Finding { by: *by, now_ms }, touched).await;
         }
-        Change::LoseManifest { manifest } => {
-            let (disk, digest) = (disk.clone(), *manifest);
-            if blocking(move || disk.is_intact(&digest)).await? {
-                return Ok(false);
-            }
-            tracing::error!(digest = %manifest, "the file of a kept manifest is missing or wrong: {manifest} is no longer kept");
-            content::lose_manifest(c, manifest, touched).await?;
+        Change::LoseManifest { manifest, by } => {
+            return damage::lose_manifest(c, disk, manifest, Finding { by: *by, now_ms }, touched).await;
         }
         Change::PointTag { repository, tag, digest, source } => {
             return tags::point(c, repository, tag, digest, *source, now_ms, touched).await;
@@ -392,7 +402,9 @@ async fn make(
             })
             .await?;
         }
-        Change::SetAside { digest, wrong } => return set_aside(c, disk, digest, *wrong, touched).await,
+        Change::SetAside { digest, wrong, by } => {
+            return damage::set_aside(c, disk, digest, *wrong, Finding { by: *by, now_ms }, touched).await;
+        }
         Change::Upload(change) => return uploads::make(c, change, now_ms).await,
         Change::Erase(change) => return erase::make(c, change, now_ms, touched).await,
     }
@@ -406,28 +418,6 @@ async fn take_back(disk: &Arc<Disk>, digest: &Digest, size: u64) -> Result<bool,
     }
     let (there, digest) = (disk.clone(), *digest);
     blocking(move || Ok(there.take_back(&digest)? && there.find(&digest)?.has_size(size))).await
-}
-
-async fn set_aside(
-    c: &mut Connection,
-    disk: &Arc<Disk>,
-    digest: &Digest,
-    wrong: FileId,
-    touched: &mut Touched,
-) -> Result<bool, StoreError> {
-    let (there, moved) = (disk.clone(), *digest);
-    if !blocking(move || there.set_aside(&moved, wrong)).await? {
-        return Ok(false);
-    }
-    tracing::error!(%digest, "the bytes of {digest} are wrong: it is no longer kept, and its file is in `quarantine/`");
-    content::lose_blob(c, digest, touched).await?;
-    content::lose_manifest(c, digest, touched).await?;
-    Ok(true)
-}
-
-async fn find(disk: &Arc<Disk>, blob: &Digest) -> Result<Found, StoreError> {
-    let (disk, blob) = (disk.clone(), *blob);
-    blocking(move || disk.find(&blob)).await
 }
 
 fn answer(to: oneshot::Sender<Result<bool, StoreError>>, outcome: Result<bool, StoreError>) {
@@ -475,6 +465,17 @@ impl Touched {
     /// Its row is gone: its file goes to the trash after the commit.
     pub fn thrown(&mut self, digest: Digest) {
         self.thrown.push(digest);
+    }
+
+    /// Something was found damaged.
+    pub fn damaged(&mut self) {
+        self.touches.push(Touch::Damage);
+    }
+
+    /// What was damaged is kept again.
+    pub fn healed(&mut self, digest: Digest) {
+        self.touches.push(Touch::Damage);
+        self.healed.push(digest);
     }
 
     pub fn manifest_grant_lost(&mut self, repository: RepositoryId, manifest: Digest) {

@@ -48,7 +48,7 @@ async fn finish(site: &Sealock, location: &str, digest: &Digest, bytes: impl Int
 }
 
 /// Pushes a blob in one request.
-async fn push_blob(site: &Sealock, name: &str, bytes: impl Into<Bytes>) -> Digest {
+pub(super) async fn push_blob(site: &Sealock, name: &str, bytes: impl Into<Bytes>) -> Digest {
     let bytes = bytes.into();
     let digest = Digest::sha256(&bytes);
     let path = format!("{}?digest={digest}", uploads(name));

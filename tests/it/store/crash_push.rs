@@ -52,7 +52,7 @@ async fn pushes_until_it_is_killed() {
     loop {
         let seed = fastrand::u32(..).to_string();
         let layer = layer(&seed);
-        let id = store.begin_upload(&here, "ci", None).await.unwrap();
+        let id = store.begin_upload(&here, "ci", CLIENT, None).await.unwrap();
         tell(format!("{seed} piece {id} 0"));
         for piece in layer.chunks(PIECE) {
             let mut upload = store.open_upload(&here, "ci", &id).await.unwrap();

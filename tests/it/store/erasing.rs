@@ -237,7 +237,7 @@ async fn a_deleted_blob_is_unreadable_there_although_a_manifest_names_it() {
             0 => drop(site.keep(&here, b"app layer").await),
             1 => assert!(site.store.grant_blob(&here, &layer).await.unwrap()),
             _ => {
-                let id = site.store.begin_upload(&here, "", None).await.unwrap();
+                let id = site.store.begin_upload(&here, "", CLIENT, None).await.unwrap();
                 let mut upload = site.store.open_upload(&here, "", &id).await.unwrap();
                 upload.write(b"app layer").unwrap();
                 upload.keep(&layer).await.unwrap();
@@ -428,7 +428,7 @@ async fn repositories_are_listed_in_byte_order_page_by_page_while_they_hold_anyt
         whole_image(&site, into, &number.to_string()).await;
     }
     // Neither an upload under way nor a look makes a repository.
-    site.store.begin_upload(&local("c"), "", None).await.unwrap();
+    site.store.begin_upload(&local("c"), "", CLIENT, None).await.unwrap();
     assert!(!site.store.delete_tag(&local("d"), &tag("1")).await.unwrap());
     let page = async |after, limit| site.store.repositories(after, limit).await.unwrap();
     assert_eq!(page(None, 100).await, ["a-b", "a/b", "b", "far.test/team/app", "z"]);

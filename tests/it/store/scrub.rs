@@ -1,7 +1,7 @@
 //! The scrub: a flipped bit is found, set aside and told; what is whole stays.
 
 use sealock::keep::{Bad, Keep, KeepSettings};
-use sealock::store::{GarbageKind, Verdict};
+use sealock::store::{FoundBy, GarbageKind, Verdict};
 
 use super::*;
 
@@ -10,7 +10,7 @@ fn jobs(site: &Site) -> Keep {
 }
 
 /// Flips one bit of a file, in place: its length and its inode stay.
-fn flip(path: &std::path::Path) {
+pub(super) fn flip(path: &std::path::Path) {
     let file = fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
     let mut byte = [0];
     file.read_exact_at(&mut byte, 3).unwrap();
@@ -89,7 +89,7 @@ async fn a_file_that_came_anew_while_the_old_one_was_read_is_not_set_aside() {
         fs::rename(&fresh, &swapped).unwrap();
         true
     };
-    let verdict = site.store.verify(GarbageKind::Blob, &digest, 7, swap).await.unwrap();
+    let verdict = site.store.verify(GarbageKind::Blob, &digest, 7, FoundBy::Verify, swap).await.unwrap();
     assert_eq!(verdict, Verdict::Unsettled);
     assert_eq!(fs::read(&path).unwrap(), b"a layer");
     assert_eq!(site.read(&here, &digest).await.as_deref(), Some(b"a layer".as_slice()));

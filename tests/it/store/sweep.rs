@@ -264,7 +264,7 @@ async fn a_file_that_was_placed_just_before_the_sweep_of_its_digest_is_there_whe
 
 /// As a client that sends all of it in one request.
 async fn upload(site: &Site, into: &Repository, bytes: &[u8]) -> Digest {
-    let (id, digest) = (site.store.begin_upload(into, "", None).await.unwrap(), Digest::sha256(bytes));
+    let (id, digest) = (site.store.begin_upload(into, "", CLIENT, None).await.unwrap(), Digest::sha256(bytes));
     let mut upload = site.store.open_upload(into, "", &id).await.unwrap();
     upload.write(bytes).unwrap();
     upload.keep(&digest).await.unwrap();

@@ -5,14 +5,17 @@ use std::path::PathBuf;
 
 use jiff::SignedDuration;
 use rustix::io::Errno;
-use sealock::store::{Step, UPLOAD_AGE_MAX, UPLOAD_REST_MAX, UPLOADS_MAX, Upload, UploadError, UploadId};
+use sealock::store::{
+    Step, UPLOAD_AGE_MAX, UPLOAD_EMPTY_REST_MAX, UPLOAD_REST_MAX, UPLOADS_MAX, UPLOADS_PER_CLIENT_MAX, Upload,
+    UploadError, UploadId,
+};
 
 use super::*;
 
 const ME: &str = "ci";
 
 async fn begin(site: &Site, into: &Repository) -> UploadId {
-    site.store.begin_upload(into, ME, None).await.unwrap()
+    site.store.begin_upload(into, ME, CLIENT, None).await.unwrap()
 }
 
 async fn open(site: &Site, into: &Repository, id: &UploadId) -> Upload {
@@ -66,7 +69,7 @@ async fn an_upload_goes_on_after_a_restart_with_what_was_recorded() {
     let here = repository("team/app");
     for algorithm in [None, Some(Algorithm::Sha256), Some(Algorithm::Sha512)] {
         let mut site = Site::new().await;
-        let id = site.store.begin_upload(&here, ME, algorithm).await.unwrap();
+        let id = site.store.begin_upload(&here, ME, CLIENT, algorithm).await.unwrap();
         let whole: Vec<u8> = (0..300_000_u32).flat_map(u32::to_le_bytes).collect();
         // Pieces that end inside the hash's blocks, and one that comes to nothing.
         let mut sent = 0;
@@ -119,19 +122,6 @@ async fn a_file_that_lost_bytes_is_no_upload_any_more() {
         assert!(is_unknown(size(&site, &here, &id).await));
         assert_eq!(site.staged_files(), 0);
     }
-}
-
-#[tokio::test]
-async fn an_upload_that_was_killed_while_it_was_closed_is_gone_after_the_start() {
-    // Invariant 16: not one that tells its size and then cannot be closed.
-    let (site, here) = (Site::new().await, repository("team/app"));
-    let (closed, begun) = (begin(&site, &here).await, begin(&site, &here).await);
-    append(&site, &here, &closed, b"four score").await.unwrap();
-    let blob = site.blob_path(&Digest::sha256(b"four score"));
-    fs::rename(path(&site, &closed), &blob).unwrap();
-    let site = site.restarted().await;
-    assert!(is_unknown(size(&site, &here, &closed).await));
-    assert_eq!(size(&site, &here, &begun).await.unwrap(), 0, "it has no file yet");
 }
 
 #[tokio::test]
@@ -286,14 +276,66 @@ async fn uploads_are_bounded_and_one_that_rests_makes_room() {
     // Invariant 17
     let (site, here) = (Site::new().await, repository("team/app"));
     let first = begin(&site, &here).await;
-    for _ in 1..UPLOADS_MAX {
-        begin(&site, &here).await;
+    for number in 1..UPLOADS_MAX {
+        let id = begin_from(&site, &here, (number % 8) as u8).await.unwrap();
+        append(&site, &here, &id, b"goes on").await.unwrap();
     }
-    assert!(matches!(site.store.begin_upload(&here, ME, None).await, Err(UploadError::TooMany)));
-    site.clock.advance(UPLOAD_REST_MAX);
     append(&site, &here, &first, b"goes on").await.unwrap();
-    begin(&site, &here).await;
-    assert_eq!(size(&site, &here, &first).await.unwrap(), 7);
+    assert!(is_too_many(begin_from(&site, &here, 9).await));
+    site.clock.advance(UPLOAD_REST_MAX);
+    append(&site, &here, &first, b" and on").await.unwrap();
+    begin_from(&site, &here, 9).await.unwrap();
+    assert_eq!(size(&site, &here, &first).await.unwrap(), 14);
+    assert_eq!(rows(&site, "SELECT COUNT(*) FROM upload").await, UPLOADS_MAX as i64);
+}
+
+async fn begin_from(site: &Site, into: &Repository, client: u8) -> Result<UploadId, UploadError> {
+    site.store.begin_upload(into, ME, Ipv4Addr::new(192, 0, 2, client).into(), None).await
+}
+
+fn is_too_many<T>(outcome: Result<T, UploadError>) -> bool {
+    matches!(outcome, Err(UploadError::TooMany))
+}
+
+#[tokio::test]
+async fn one_client_does_not_hold_all_uploads_and_its_empty_ones_go_first() {
+    // Invariant 17
+    let (site, here) = (Site::new().await, repository("team/app"));
+    let first = begin_from(&site, &here, 1).await.unwrap();
+    append(&site, &here, &first, b"bytes").await.unwrap();
+    let empty = begin_from(&site, &here, 1).await.unwrap();
+    site.clock.advance(SignedDuration::from_secs(1));
+    let written_to = begin_from(&site, &here, 1).await.unwrap();
+    for _ in 3..UPLOADS_PER_CLIENT_MAX {
+        begin_from(&site, &here, 1).await.unwrap();
+    }
+    assert!(is_too_many(begin_from(&site, &here, 1).await), "none of its own has rested");
+    begin_from(&site, &here, 2).await.unwrap();
+    let begun = site.store.begin_upload(&here, "another", Ipv4Addr::new(192, 0, 2, 1).into(), None).await;
+    begun.unwrap();
+
+    site.clock.advance(UPLOAD_EMPTY_REST_MAX);
+    let open = open(&site, &here, &written_to).await;
+    begin_from(&site, &here, 1).await.unwrap();
+    assert!(is_unknown(size(&site, &here, &empty).await), "the longest untouched without bytes");
+    begin_from(&site, &here, 1).await.unwrap();
+    drop(open);
+    assert_eq!(size(&site, &here, &written_to).await.unwrap(), 0, "one that is written to stays");
+    assert_eq!(size(&site, &here, &first).await.unwrap(), 5);
+    let others = "SELECT COUNT(*) FROM upload WHERE client <> '192.0.2.1' OR owner <> 'ci'";
+    assert_eq!(rows(&site, others).await, 2, "those of others stay");
+}
+
+#[tokio::test]
+async fn empty_uploads_of_many_clients_make_room_for_another() {
+    // Invariant 17
+    let (site, here) = (Site::new().await, repository("team/app"));
+    for number in 0..UPLOADS_MAX {
+        begin_from(&site, &here, (number % 8) as u8).await.unwrap();
+    }
+    assert!(is_too_many(begin_from(&site, &here, 9).await));
+    site.clock.advance(UPLOAD_EMPTY_REST_MAX);
+    begin_from(&site, &here, 9).await.unwrap();
     assert_eq!(rows(&site, "SELECT COUNT(*) FROM upload").await, UPLOADS_MAX as i64);
 }
 
@@ -339,7 +381,7 @@ async fn a_piece_that_could_not_be_made_durable_was_never_there_and_those_before
         }
         assert_eq!(acknowledged.len(), 7 * passes as usize, "{step:?} {passes}: the fault did not strike");
         assert!(matches!(
-            site.store.begin_upload(&here, ME, None).await,
+            site.store.begin_upload(&here, ME, CLIENT, None).await,
             Err(UploadError::Store(StoreError::ReadOnly))
         ));
         let site = site.restarted().await;
@@ -373,13 +415,74 @@ async fn an_upload_that_could_not_be_made_durable_as_a_blob_is_not_visible() {
         let site = site.restarted().await;
         assert_eq!(site.read(&here, &digest).await, None, "{step:?}");
         match site.store.open_upload(&here, ME, &id).await {
+            // Also where its file had a blob's name already, which means nothing without a row.
             Ok(upload) => assert_eq!(upload.written(), 5, "{step:?}: what was acknowledged before is there"),
-            // Its file has a blob's name already, which means nothing without a row.
-            Err(why) => assert!(matches!((step, why), (Step::SyncFolder | Step::Commit, UploadError::Unknown))),
+            Err(why) => panic!("{step:?}: {why}"),
         }
         site.keep(&here, b"a layer").await;
         assert_eq!(site.read(&here, &digest).await.unwrap(), b"a layer");
     }
+}
+
+/// As if the process had been killed between the renaming of the file and the commit.
+fn kill_while_finishing(site: &Site, id: &UploadId, digest: &Digest) {
+    fs::rename(path(site, id), site.blob_path(digest)).unwrap();
+}
+
+#[tokio::test]
+async fn an_upload_that_was_being_finished_in_a_crash_goes_on_from_what_was_acknowledged() {
+    // Invariants 2 and 6
+    let here = repository("team/app");
+    for (acknowledged, rest) in [("a whole layer", ""), ("half ", "a layer"), ("half", " ")] {
+        let site = Site::new().await;
+        let id = begin(&site, &here).await;
+        append(&site, &here, &id, acknowledged.as_bytes()).await.unwrap();
+        let whole = format!("{acknowledged}{rest}");
+        let digest = Digest::sha256(whole.as_bytes());
+        let file = fs::File::options().write(true).open(path(&site, &id)).unwrap();
+        file.write_all_at(rest.as_bytes(), acknowledged.len() as u64).unwrap();
+        kill_while_finishing(&site, &id, &digest);
+        // Another file that no row knows, as long and newer, is not taken for it.
+        let other = Digest::sha256(b"somebody else's");
+        fs::write(site.blob_path(&other), b"somebody else's").unwrap();
+        let site = site.restarted().await;
+        assert_eq!(size(&site, &here, &id).await.unwrap(), acknowledged.len() as u64);
+        assert_eq!(site.read(&here, &digest).await, None, "it was not acknowledged");
+        let mut upload = open(&site, &here, &id).await;
+        upload.write(rest.as_bytes()).unwrap();
+        upload.keep(&digest).await.unwrap();
+        assert_eq!(site.read(&here, &digest).await.unwrap(), whole.as_bytes());
+        assert_eq!(site.staged_files(), 0);
+    }
+}
+
+#[tokio::test]
+async fn an_upload_never_goes_on_from_what_somebody_else_has_sent() {
+    // Invariant 14
+    let (site, here) = (Site::new().await, repository("team/app"));
+    let id = begin(&site, &here).await;
+    append(&site, &here, &id, b"mine").await.unwrap();
+    fs::remove_file(path(&site, &id)).unwrap();
+    let other = Digest::sha256(b"somebody else's");
+    fs::write(site.blob_path(&other), b"somebody else's").unwrap();
+    assert!(is_unknown(size(&site, &here, &id).await), "its state is no other than that of the upload itself");
+    assert!(is_unknown(site.store.open_upload(&here, ME, &id).await));
+    assert_eq!((site.staged_files(), rows(&site, "SELECT COUNT(*) FROM upload").await), (0, 0));
+}
+
+#[tokio::test]
+async fn a_finish_whose_commit_failed_can_be_asked_for_again() {
+    // Invariant 6
+    let (site, here) = (Site::new().await, repository("team/app"));
+    let id = begin(&site, &here).await;
+    append(&site, &here, &id, b"a layer").await.unwrap();
+    let digest = Digest::sha256(b"a layer");
+    site.faults.fail(Step::Commit, 0, Errno::NOSPC.raw_os_error());
+    let full = open(&site, &here, &id).await.keep(&digest).await;
+    assert!(matches!(full, Err(KeepError::Store(StoreError::Full(_)))), "{full:?}");
+    assert_eq!(size(&site, &here, &id).await.unwrap(), 7);
+    open(&site, &here, &id).await.keep(&digest).await.unwrap();
+    assert_eq!(site.read(&here, &digest).await.unwrap(), b"a layer");
 }
 
 #[tokio::test]

@@ -33,7 +33,8 @@ pub struct ServerSettings {
     pub header_size_max: Size,
     /// How long a connection may stay without a request.
     pub idle_timeout: Span,
-    /// Longest time in which a client takes not one byte of a response. The whole response may take as long as it likes.
+    /// Longest time in which a client takes not one byte of a response, or sends not one of a request's body. The whole
+    /// may take as long as it likes, if a body brings 1 KiB/s on average over this time; a manifest must come within it.
     pub stall_timeout: Span,
     /// Requests at one time on one HTTP/2 connection.
     pub streams_max: u32,

@@ -77,7 +77,6 @@ pub use upload::{
 use catalog::writer::{Change, Writer};
 use catalog::{Pool, read, report, tags};
 use disk::{Disk, Found};
-use hashed::check_hashes;
 use memory::{HeldBlob, HeldManifest, Memory, RepositoryId};
 use sound::Sound;
 

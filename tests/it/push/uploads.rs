@@ -1,12 +1,14 @@
 //! A blob's way in: whole, in chunks, streamed; broken off, resumed, refused.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use futures_util::stream;
 use http::{Method, StatusCode};
 use http_body::Frame;
 use http_body_util::StreamBody;
 use sealock::oci::Digest;
-use sealock::store::{Faults, Step};
+use sealock::store::{Faults, Step, UPLOADS_PER_CLIENT_MAX};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -149,6 +151,63 @@ async fn a_body_that_stands_still_is_given_up_and_can_be_resumed() {
     assert_eq!(site.get(&location).await.header("range"), Some("0-399"));
     let finished = finish(&site, &location, &Digest::sha256(&bytes), bytes.slice(400..)).await;
     assert_eq!(finished.status, StatusCode::CREATED, "{finished:?}");
+}
+
+/// Sends `piece` every so often, until the server has had enough; what it says.
+async fn trickle(client: TcpStream, piece: &[u8], every: Duration) -> String {
+    let (mut from, mut to) = client.into_split();
+    let sending = async {
+        while to.write_all(piece).await.is_ok() {
+            tokio::time::sleep(every).await;
+        }
+        std::future::pending().await
+    };
+    let mut reply = vec![0; 1024];
+    tokio::select! {
+        read = from.read(&mut reply) => String::from_utf8_lossy(&reply[..read.unwrap()]).into_owned(),
+        () = sending => unreachable!(),
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_only_trickles_is_given_up_and_can_be_resumed() {
+    // Invariant 17
+    let site = Sealock::setup().settings("[server]\nstall_timeout = \"500ms\"").start().await;
+    let location = begin(&site, NAME).await;
+    // Never silent for long, and never done: without an end it would take half an hour.
+    let client = half_a_patch(&site, &location, 1 << 20, &noise(1, 100)).await;
+    let given_up = tokio::time::timeout(Duration::from_secs(20), trickle(client, b"x", Duration::from_millis(20)));
+    let reply = given_up.await.expect("it is waited for");
+    assert!(reply.starts_with("HTTP/1.1 408 ") && reply.contains("too slowly"), "{reply}");
+    let written = site.get(&location).await.header("range").unwrap().to_owned();
+    assert!(written.strip_prefix("0-").unwrap().parse::<u64>().unwrap() >= 100, "{written}: what came stays");
+}
+
+#[tokio::test]
+async fn a_manifest_comes_in_time_or_makes_room_for_others() {
+    // Invariant 17
+    let site = Sealock::setup().settings("[server]\nstall_timeout = \"500ms\"").start().await;
+    let mut client = connect(site.address).await.unwrap();
+    let head = format!("PUT /v2/{NAME}/manifests/1 HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", 4 << 20);
+    client.write_all(head.as_bytes()).await.unwrap();
+    // Fast enough for an upload; all of it would take a minute and a half.
+    let piece = noise(1, 1000);
+    let given_up = tokio::time::timeout(Duration::from_secs(20), trickle(client, &piece, Duration::from_millis(20)));
+    let reply = given_up.await.expect("it is waited for");
+    assert!(reply.starts_with("HTTP/1.1 408 ") && reply.contains("too long to come"), "{reply}");
+}
+
+#[tokio::test]
+async fn one_address_begins_so_many_uploads_and_not_those_of_all() {
+    // Invariant 17
+    let site = Sealock::setup().start().await;
+    for _ in 0..UPLOADS_PER_CLIENT_MAX {
+        begin(&site, NAME).await;
+    }
+    let refused = site.send(Method::POST, &uploads(NAME), &[]).await.unwrap();
+    assert_eq!(refusal(&refused), (429, "TOOMANYREQUESTS".to_owned()));
+    site.advance(Duration::from_secs(60));
+    begin(&site, NAME).await;
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use jiff::SignedDuration;
 use sealock::keep::{Keep, KeepSettings};
 use sealock::size::Span;
-use sealock::store::{Faults, UPLOAD_AGE_MAX, UPLOADS_MAX};
+use sealock::store::{Faults, UPLOAD_AGE_MAX, UPLOADS_MAX, UPLOADS_PER_CLIENT_MAX};
 
 use super::*;
 
@@ -125,7 +125,7 @@ async fn a_clock_that_was_set_back_puts_the_scheduled_collection_off() {
 async fn uploads_do_not_expire_because_the_clock_was_set_ahead() {
     // Invariants 7 and 8
     let (site, here) = (Site::new().await, repository("team/app"));
-    let id = site.store.begin_upload(&here, "", None).await.unwrap();
+    let id = site.store.begin_upload(&here, "", CLIENT, None).await.unwrap();
     site.clock.advance(HOUR);
     for restart in [false, true] {
         site.clock.set_by(UPLOAD_AGE_MAX);
@@ -143,13 +143,14 @@ async fn uploads_do_not_expire_because_the_clock_was_set_ahead() {
 async fn a_clock_that_was_set_ahead_gives_no_uploads_place_away() {
     // Invariant 8
     let (site, here) = (Site::new().await, repository("team/app"));
-    for _ in 0..UPLOADS_MAX {
-        site.store.begin_upload(&here, "", None).await.unwrap();
+    for number in 0..UPLOADS_MAX {
+        let client = Ipv4Addr::new(192, 0, 2, (number / UPLOADS_PER_CLIENT_MAX) as u8);
+        site.store.begin_upload(&here, "", client.into(), None).await.unwrap();
     }
     site.clock.set_by(YEAR);
-    site.store.begin_upload(&here, "", None).await.unwrap_err();
+    site.store.begin_upload(&here, "", CLIENT, None).await.unwrap_err();
     site.clock.advance(HOUR);
-    site.store.begin_upload(&here, "", None).await.unwrap();
+    site.store.begin_upload(&here, "", CLIENT, None).await.unwrap();
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use crate::access::{Access, IssuerError};
 use crate::clock::Clock;
 use crate::config::Settings;
 use crate::gate::{Gate, GateError, Mode};
@@ -31,6 +32,7 @@ struct Parts {
     pull: Pull,
     push: Push,
     keep: Keep,
+    access: Access,
     routes: Arc<Routes>,
     server: Server,
     admin: Admin,
@@ -57,6 +59,8 @@ pub enum StartError {
     #[error(transparent)]
     Tls(#[from] InvalidTls),
     #[error(transparent)]
+    Access(#[from] IssuerError),
+    #[error(transparent)]
     Bind(#[from] BindError),
     #[error(transparent)]
     Admin(#[from] AdminError),
@@ -72,7 +76,7 @@ impl StartError {
             Self::Tls(why) => why.hint(),
             Self::Bind(why) => Some(why.hint()),
             Self::Admin(why) => why.hint(),
-            Self::Routes(_) => None,
+            Self::Routes(_) | Self::Access(_) => None,
         }
     }
 }
@@ -105,8 +109,17 @@ impl App {
         let push = Push::new(store.clone(), settings.push.clone());
         let far = upstreams.values().cloned();
         let keep = Keep::with_upstreams(store.clone(), settings.keep.clone(), clock.clone(), gate.clone(), far);
+        let access = Access::open(
+            &settings.access,
+            data,
+            routes.clone(),
+            settings.private_repositories(),
+            &gate,
+            clock.clone(),
+        )?;
         let (face, at, recent) = (settings.server.clone(), clock.clone(), Arc::<Recent>::default());
-        let server = Server::new(face, pull.clone(), push.clone(), store.clone(), routes.clone(), recent.clone(), at);
+        let (registry, guard) = (store.clone(), access.clone());
+        let server = Server::new(face, pull.clone(), push.clone(), registry, guard, routes.clone(), recent.clone(), at);
         let tls = ServerTls::load(&settings.tls, &clock)?;
         let listeners = Listeners::default().and(&settings.server.listen, tls.as_ref()).await?;
         let listeners = listeners.and(&settings.server.listen_plain, None).await?;
@@ -116,6 +129,7 @@ impl App {
             gate: gate.clone(),
             pull: pull.clone(),
             keep: keep.clone(),
+            access: access.clone(),
             routes: routes.clone(),
             upstreams: upstreams.into_values().collect(),
             addresses: addresses.clone(),
@@ -138,6 +152,7 @@ impl App {
             pull,
             push,
             keep,
+            access,
             routes,
             server,
             admin,
@@ -216,6 +231,10 @@ impl App {
 
     pub fn keep(&self) -> &Keep {
         &self.0.keep
+    }
+
+    pub fn access(&self) -> &Access {
+        &self.0.access
     }
 
     pub fn pull(&self) -> &Pull {

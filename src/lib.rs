@@ -7,6 +7,7 @@
 //! ```text
 //! GET /v2/security-products/semgrep/manifests/6
 //!  server ── route, names        -> upstream gitlab, repository security-products/semgrep, policy
+//!   ├ access                      who asks, and whether they may: before anything is looked for
 //!   └ pull ── store              kept? when last checked? complete?        -> serve
 //!       └── upstream ── gate     permit, dial, send; verify, keep, point the tag
 //! GET …/blobs/sha256:…           the same way; a miss joins or starts a fill, and every client follows the fill's file
@@ -31,6 +32,7 @@ pub mod keep;
 pub mod pull;
 pub mod push;
 
+pub mod access;
 pub mod store;
 pub mod upstream;
 

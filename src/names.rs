@@ -4,11 +4,14 @@
 //! Every upstream is also reachable as `<host>/…`, and by `?ns=<host>` as containerd sends it. A name that matches
 //! nothing is local and is never asked of an upstream (invariant 13).
 
+mod pattern;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use self::pattern::{InvalidPattern, Pattern};
 use crate::oci::{Platform, RepositoryName};
 
 /// Whose content a repository holds.

@@ -1,5 +1,6 @@
 //! The command line: one file per command, each of them fields -> call -> print.
 
+mod access;
 mod certs;
 mod client_config;
 mod config;
@@ -9,10 +10,12 @@ mod healthcheck;
 mod ls;
 mod notify;
 mod print;
+mod robot;
 mod serve;
 mod status;
 mod tag;
 mod upstream;
+mod user;
 mod verify;
 
 use std::path::PathBuf;
@@ -81,6 +84,15 @@ enum Command {
     /// Whether the upstreams can be reached and let us in
     #[command(subcommand)]
     Upstream(upstream::UpstreamCommand),
+    /// Who can log in with a password
+    #[command(subcommand)]
+    User(user::UserCommand),
+    /// Access tokens for programs: named, scoped, with an end
+    #[command(subcommand)]
+    Robot(robot::RobotCommand),
+    /// Who may do what
+    #[command(subcommand)]
+    Access(access::AccessCommand),
     /// Look at the settings
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -181,6 +193,9 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Certs(command) => command.run(&common),
         Command::ClientConfig(command) => command.run(&common),
         Command::Upstream(command) => command.run(&common),
+        Command::User(command) => command.run(&common),
+        Command::Robot(command) => command.run(&common),
+        Command::Access(command) => command.run(&common),
         Command::Config(command) => command.run(&common),
         Command::Healthcheck(command) => command.run(&common),
     };

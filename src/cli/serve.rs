@@ -110,6 +110,7 @@ fn banner(app: &App) -> Result<(), Failure> {
     let data = &app.settings().server.data;
     print::line(&format!("data in {}", data.canonicalize().as_ref().unwrap_or(data).display()))?;
     print::line(&format!("the gate is {}", super::gate::describe(&app.gate().status(), Clock::system().now())))?;
+    print::line(&super::access::describe(&app.access().report()))?;
     print::line("\nroutes:")?;
     let routes = app.routes().describe();
     let rows: Vec<_> = routes.iter().map(|(name, _, to)| vec![format!("  {name}"), format!("-> {to}")]).collect();

@@ -3,7 +3,7 @@
 use clap::Args;
 use jiff::Timestamp;
 
-use super::{Common, Failure, gate, print};
+use super::{Common, Failure, access, gate, print};
 use crate::clock::Clock;
 use crate::keep::{Done, KeepStatus};
 use crate::server::admin::StatusReport;
@@ -48,6 +48,7 @@ fn show(report: &StatusReport) -> Result<(), Failure> {
         print::relative(report.now, report.started_at)
     ))?;
     print::line(&format!("the gate is {}", gate::describe(&report.gate, report.now)))?;
+    print::line(&access::describe(&report.access))?;
     print::line(&format!(
         "kept: {} in {} blobs and manifests; {} tags in {} repositories, {} of them incomplete",
         Size(totals.size_bytes),

@@ -140,7 +140,8 @@ impl Layers {
     fn key_of(&self, name: &str) -> Option<Vec<String>> {
         let (section, key) = name.split_once('_')?;
         if section != "upstream" {
-            let known = ["server", "admin", "tls", "gate", "audit", "log", "pull", "push", "keep"].contains(&section);
+            let known =
+                ["server", "admin", "tls", "gate", "audit", "log", "pull", "push", "keep", "access"].contains(&section);
             return (known && !key.is_empty()).then(|| vec![section.to_owned(), key.to_owned()]);
         }
         let upstreams = self.merged.get("upstream")?.as_table()?;
@@ -157,7 +158,14 @@ impl Source {
     fn line(&self, key: &[&str]) -> Option<usize> {
         let mut item: &Item = self.document.as_item();
         let mut span = None;
-        for part in key {
+        for (depth, part) in key.iter().enumerate() {
+            // `[[access.rule]]`: its tables are counted.
+            if let (Some(tables), Ok(number)) = (item.as_array_of_tables(), part.parse::<usize>()) {
+                let table = tables.get(number)?;
+                let below = key.get(depth + 1).and_then(|part| table.get_key_value(part));
+                span = below.and_then(|(found, _)| found.span()).or_else(|| table.span());
+                break;
+            }
             let (found, next) = match item.as_table_like() {
                 Some(table) => table.get_key_value(part)?,
                 None => break,

@@ -18,6 +18,7 @@ use serde::Deserialize;
 
 use self::layers::Layers;
 pub use self::presets::Preset;
+use crate::access::{AccessSettings, Private};
 use crate::clock::Clock;
 use crate::gate::{AuditSettings, GateSettings};
 use crate::keep::KeepSettings;
@@ -48,6 +49,7 @@ pub struct Settings {
     pub pull: PullSettings,
     pub push: PushSettings,
     pub keep: KeepSettings,
+    pub access: AccessSettings,
     /// By a name of the operator's choice.
     pub upstream: BTreeMap<String, UpstreamSettings>,
     /// By pattern.
@@ -203,6 +205,13 @@ impl Settings {
         Routes::new(hosts.collect(), routes.collect())
     }
 
+    /// What was had with credentials and so needs a login here: by the upstream's host, its key and names there.
+    pub fn private_repositories(&self) -> Private {
+        let private = self.upstream.iter().map(|(key, upstream)| (key, upstream, upstream.private()));
+        let private = private.filter(|(_, _, patterns)| !patterns.is_empty());
+        private.map(|(key, it, patterns)| (it.host.as_str().into(), (key.as_str().into(), patterns))).collect()
+    }
+
     /// What no section can see by itself.
     fn check(&self, layers: &Layers) -> Result<(), ConfigError> {
         for (name, upstream) in &self.upstream {
@@ -234,6 +243,10 @@ impl Settings {
         if let Err(wrong) = self.routes() {
             let key: Vec<&str> = wrong.key.iter().map(String::as_str).collect();
             return Err(layers.wrong(&key, wrong.message));
+        }
+        if let Err((key, message)) = self.access.check() {
+            let key: Vec<&str> = ["access"].into_iter().chain(key.iter().map(String::as_str)).collect();
+            return Err(layers.wrong(&key, message));
         }
         if !is_filter(&self.log.level) {
             let level = &self.log.level;

@@ -65,9 +65,17 @@ pub struct Client(Arc<Inner>);
 struct Inner {
     gate: Gate,
     settings: ClientSettings,
+    /// `None`: an upstream, which is asked only while the gate is open.
+    inside: Option<Inside>,
     /// One pool per leave, so that no connection outlives the leave that it was made under.
     pool: Mutex<Option<(Arc<Leave>, Http)>>,
     hosts: Mutex<HashMap<String, Arc<Semaphore>>>,
+}
+
+/// The one host inside the site that may be asked whatever the gate says.
+struct Inside {
+    host: String,
+    leave: Arc<Leave>,
 }
 
 type Http = legacy::Client<Connector, Full<Bytes>>;
@@ -75,14 +83,21 @@ type Http = legacy::Client<Connector, Full<Bytes>>;
 impl Client {
     /// Connects to nothing yet.
     pub fn new(gate: Gate, settings: ClientSettings) -> Self {
-        Self(Arc::new(Inner { gate, settings, pool: Mutex::default(), hosts: Mutex::default() }))
+        Self(Arc::new(Inner { gate, settings, inside: None, pool: Mutex::default(), hosts: Mutex::default() }))
+    }
+
+    /// As [`Client::new`], for a service inside the site that is no upstream: it is asked also while the gate is closed,
+    /// and nothing but `host` (as it stands in URLs, with its port) is. `settings.upstream` is its name in the audit file.
+    pub fn inside(gate: Gate, settings: ClientSettings, host: &str) -> Self {
+        let inside = Some(Inside { host: host.to_owned(), leave: Leave::inside(settings.upstream.clone()) });
+        Self(Arc::new(Inner { gate, settings, inside, pool: Mutex::default(), hosts: Mutex::default() }))
     }
 
     /// Sends one request (absolute URI); follows nothing, retries nothing. `request`'s path is audited without its query.
     pub async fn send(&self, purpose: Purpose, mut request: Request<Full<Bytes>>) -> Result<Response<Body>, SendError> {
         let inner = &*self.0;
         let host = host_of(request.uri())?;
-        let permit = inner.gate.permit(purpose, &inner.settings.upstream, &host)?;
+        let permit = inner.permit(purpose, &host)?;
         let (turn, slot) = inner.turn(&permit, &host).await?;
         let trail = Trail::begin(slot, &inner.gate, purpose, &inner.settings.upstream, &host, &request);
         inner.dress(&mut request);
@@ -106,6 +121,15 @@ impl Client {
 }
 
 impl Inner {
+    fn permit(&self, purpose: Purpose, host: &str) -> Result<Permit, SendError> {
+        let Some(inside) = &self.inside else { return Ok(self.gate.permit(purpose, &self.settings.upstream, host)?) };
+        if inside.host != host {
+            let source = format!("only `{}` may be asked here", inside.host).into();
+            return Err(SendError::Connect { host: host.to_owned(), source });
+        }
+        Ok(Permit { _under_way: inside.leave.enter(), leave: inside.leave.clone(), gate: self.gate.clone() })
+    }
+
     /// Waits for a place among the requests to `host`, and for one in the audit file's queue.
     async fn turn(&self, permit: &Permit, host: &str) -> Result<(OwnedSemaphorePermit, super::audit::Slot), SendError> {
         let places = self.places(host);

@@ -66,6 +66,8 @@ pub enum Purpose {
     Blob,
     Tags,
     Referrers,
+    /// The keys of who issues logins, inside the site.
+    Keys,
 }
 
 /// The gate. Cheap to clone.
@@ -359,6 +361,7 @@ async fn to_the_end<T: Send + 'static>(
     tokio::spawn(change).await.unwrap_or(Err(GateError::Stopped))
 }
 
-fn with_causes(error: &dyn std::error::Error) -> String {
+/// An error and its causes, in one line of bounded length.
+pub fn with_causes(error: &dyn std::error::Error) -> String {
     audit::chain(error)
 }

@@ -22,6 +22,8 @@ pub const SOCKETS_MAX: usize = 1024;
 /// What one upstream may do while the gate is open for it: shared by its permits and sockets, revoked as one.
 pub(super) struct Leave {
     pub(super) upstream: Arc<str>,
+    /// Of a host inside the site, which is no upstream: the gate does not revoke it.
+    inside: bool,
     revoked: AtomicBool,
     told: CancellationToken,
     /// Permits that are out.
@@ -32,8 +34,18 @@ pub(super) struct Leave {
 
 impl Leave {
     pub(super) fn new(upstream: Arc<str>) -> Arc<Self> {
+        Self::of(upstream, false)
+    }
+
+    /// Leave to ask a host inside the site; `name` is for the audit file.
+    pub(super) fn inside(name: Arc<str>) -> Arc<Self> {
+        Self::of(name, true)
+    }
+
+    fn of(upstream: Arc<str>, inside: bool) -> Arc<Self> {
         Arc::new(Self {
             upstream,
+            inside,
             revoked: AtomicBool::new(false),
             told: CancellationToken::new(),
             under_way: watch::Sender::new(0),
@@ -187,8 +199,9 @@ impl Sockets {
         (cut, errors)
     }
 
+    /// Sockets to upstreams.
     pub(super) fn len(&self) -> usize {
-        self.lock().open.len()
+        self.lock().open.values().filter(|entry| !entry.leave.inside).count()
     }
 
     /// Every step under this lock leaves the table whole, so one that panicked has not broken it.

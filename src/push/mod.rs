@@ -34,7 +34,7 @@ use crate::oci::{Digest, Reference};
 use crate::store::{Store, UploadId};
 
 /// Repositories that are looked at for a blob that is to be mounted from anywhere.
-const HOLDERS_MAX: usize = 16;
+const HOLDERS_MAX: usize = 64;
 /// How often uploads that nobody goes on with are looked for.
 const EXPIRE_EVERY: Duration = Duration::from_secs(3600);
 
@@ -69,16 +69,12 @@ impl Push {
         Self(Arc::new(Inner { store, settings, room, running, tasks }))
     }
 
-    /// Makes a blob readable here that the pusher can read in `from`, or anywhere if that is not said. `false`: there is
-    /// none, whatever the reason; it is to be uploaded.
-    pub async fn mount(&self, order: &Order, digest: &Digest, from: Option<&Target>) -> Result<bool, PushError> {
+    /// Makes a blob readable here that the pusher can read in one of `from`. `false`: it cannot be read there, whatever
+    /// the reason; it is to be uploaded.
+    pub async fn mount(&self, order: &Order, digest: &Digest, from: &[Repository]) -> Result<bool, PushError> {
         self.check_push(order)?;
         let (store, repository) = (&self.0.store, &order.target.repository);
-        let readable = match from {
-            Some(from) => store.blob(&from.repository, digest).await?.is_some(),
-            None => self.is_held(digest).await?,
-        };
-        if !readable || !store.mount_blob(repository, digest).await? {
+        if !self.is_held(digest, from).await? || !store.mount_blob(repository, digest).await? {
             return Ok(false);
         }
         info!(%repository, %digest, "mounted {digest} in {repository}");
@@ -86,9 +82,15 @@ impl Push {
         Ok(true)
     }
 
-    async fn is_held(&self, digest: &Digest) -> Result<bool, PushError> {
-        for holder in self.0.store.holders(digest, HOLDERS_MAX).await? {
-            if self.0.store.blob(&holder, digest).await?.is_some() {
+    /// Where the blob may be mounted from; which of them the pusher may read is not for this layer to say.
+    pub async fn holders(&self, order: &Order, digest: &Digest) -> Result<Vec<Repository>, PushError> {
+        self.check_push(order)?;
+        Ok(self.0.store.holders(digest, HOLDERS_MAX).await?)
+    }
+
+    async fn is_held(&self, digest: &Digest, from: &[Repository]) -> Result<bool, PushError> {
+        for holder in from {
+            if self.0.store.blob(holder, digest).await?.is_some() {
                 return Ok(true);
             }
         }

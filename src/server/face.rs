@@ -14,16 +14,18 @@ use serde_json::json;
 use tokio::sync::Semaphore;
 use tracing::{Instrument, Level, debug, debug_span, error, info, warn};
 
+use super::auth::{Door, Wish};
 use super::body::Body;
 use super::incoming::MANIFESTS_BYTES_MAX;
 use super::listen::Peer;
 use super::pool::Pool;
 use super::recent::Recent;
 use super::reply::{self, Problem, RequestId, Wanted};
-use super::route::{Asked, Route};
-use super::v2;
+use super::route::{Asked, Begin, Route};
+use super::{token, v2};
+use crate::access::{Access, Caller, Verb};
 use crate::clock::Clock;
-use crate::names::Routes;
+use crate::names::{Repository, Routes, Target};
 use crate::oci::RepositoryName;
 use crate::pull::{Ask, Miss, Pull};
 use crate::push::{Order, Push, PushError};
@@ -34,6 +36,7 @@ pub(super) struct Face {
     pub(super) pull: Pull,
     pub(super) push: Push,
     pub(super) store: Store,
+    pub(super) access: Access,
     routes: Arc<Routes>,
     recent: Arc<Recent>,
     pub(super) clock: Clock,
@@ -48,6 +51,7 @@ pub(super) struct Face {
 /// One request in hand.
 pub(super) struct Call<'a> {
     pub(super) face: &'a Face,
+    pub(super) caller: &'a Caller,
     pub(super) id: RequestId,
     pub(super) headers: &'a HeaderMap,
     pub(super) is_head: bool,
@@ -69,6 +73,7 @@ impl Face {
         pull: Pull,
         push: Push,
         store: Store,
+        access: Access,
         routes: Arc<Routes>,
         recent: Arc<Recent>,
         clock: Clock,
@@ -76,7 +81,7 @@ impl Face {
     ) -> Self {
         let (pool, ids) = (Pool::new(), AtomicU64::new(fastrand::u64(..)));
         let manifest_room = Arc::new(Semaphore::new(MANIFESTS_BYTES_MAX));
-        Self { pull, push, store, routes, recent, clock, pool, stall, manifest_room, ids }
+        Self { pull, push, store, access, routes, recent, clock, pool, stall, manifest_room, ids }
     }
 
     /// Never fails: a panic, too, is a reply, and ends nothing but its request.
@@ -101,15 +106,24 @@ impl Face {
         let Asked { route, namespace } = Asked::parse(head.uri.path(), head.uri.query())?;
         let namespace = namespace.as_deref();
         let (is_head, headers, version) = (head.method == Method::HEAD, &head.headers, head.version);
-        let call = Call { face: self, id, headers, is_head, version, namespace };
+        let door = Door::new(&self.access, head, peer, id);
         let reads = matches!(head.method, Method::GET | Method::HEAD);
+        match route {
+            Route::Live if reads => return Ok(reply::json_reply(StatusCode::OK, &json!({ "status": "alive" }))),
+            Route::Ready if reads => return Box::pin(self.ready(id)).await,
+            // Boxed: its rarely used state would be moved with every request.
+            Route::Token => return Box::pin(token::serve(self, &door, head, body, id)).await,
+            _ => {}
+        }
+        let caller = &door.caller().await?;
+        let call = Call { face: self, caller, id, headers, is_head, version, namespace };
         if !reads || matches!(route, Route::Uploads { .. } | Route::Upload { .. }) {
             // Boxed: its rarely used state would be moved with every request.
-            let outcome = Box::pin(self.change(&call, &head.method, route, body, peer)).await;
+            let outcome = Box::pin(self.change(&call, &door, &head.method, route, body, peer)).await;
             return echo(outcome, namespace);
         }
         let ask = |name: &RepositoryName| {
-            let target = self.routes.resolve(name, namespace)?;
+            let target = self.target(&call, &door, name, Verb::Pull)?;
             Ok::<_, Problem>(Ask { target, client: peer.address.ip().to_canonical() })
         };
         let outcome = match route {
@@ -120,46 +134,100 @@ impl Face {
             Route::Referrers { name, digest, query } => {
                 Box::pin(v2::referrers::serve(&call, &ask(&name)?, &digest, &query)).await
             }
-            Route::Base => return Ok(reply::json_reply(StatusCode::OK, &json!({}))),
-            Route::Live => return Ok(reply::json_reply(StatusCode::OK, &json!({ "status": "alive" }))),
-            Route::Ready => return Box::pin(self.ready(id)).await,
-            Route::Catalog { page } => return Box::pin(v2::catalog::serve(&call, &page)).await,
-            Route::Uploads { .. } | Route::Upload { .. } => return Err(not_taken(&route)),
+            Route::Base => return self.base(&door, caller),
+            Route::Catalog { page } => {
+                let denied = |why| door.denied(&why, caller, "list the repositories", &Wish::catalog());
+                self.access.decide_catalog(caller).map_err(denied)?;
+                return Box::pin(v2::catalog::serve(&call, &page)).await;
+            }
+            Route::Uploads { .. } | Route::Upload { .. } | Route::Live | Route::Ready | Route::Token => {
+                return Err(not_taken(&route));
+            }
         };
         echo(outcome, namespace)
     }
 
+    /// Where docker and others learn whether they must log in: nowhere else do they look (CLIENTS.md 1.1, 1.3).
+    fn base(&self, door: &Door<'_>, caller: &Caller) -> Answer {
+        if caller.is_anonymous() && !caller.is_scoped() && !self.access.needs_no_login() {
+            return Err(door.unauthorized("log in, or ask for an anonymous token".to_owned(), &Wish::none(), None));
+        }
+        Ok(reply::json_reply(StatusCode::OK, &json!({})))
+    }
+
+    /// Where the name leads, if the caller may do this there. Nothing but the settings, the rules and the logins decide.
+    fn target(&self, call: &Call<'_>, door: &Door<'_>, name: &RepositoryName, verb: Verb) -> Result<Target, Problem> {
+        let resolved = self.routes.resolve(name, call.namespace);
+        let decided = match &resolved {
+            Ok(target) => self.access.decide(call.caller, verb, &target.repository),
+            Err(_) => self.access.decide_nowhere(call.caller, verb),
+        };
+        decided.map_err(|why| {
+            // `?ns=` has no place in a scope; the host in front of the name says the same.
+            let spelled = call.namespace.map_or_else(|| name.to_string(), |host| format!("{host}/{name}"));
+            door.denied(&why, call.caller, &format!("{verb} `{name}`"), &Wish::repository(spelled, verb))
+        })?;
+        Ok(resolved?)
+    }
+
     /// Pushes and deletions, and the state of an upload.
-    async fn change(&self, call: &Call<'_>, method: &Method, route: Route, body: &mut Incoming, peer: &Peer) -> Answer {
-        let target = |name: &RepositoryName| Ok::<_, Problem>(self.routes.resolve(name, call.namespace)?);
+    async fn change(
+        &self,
+        call: &Call<'_>,
+        door: &Door<'_>,
+        method: &Method,
+        route: Route,
+        body: &mut Incoming,
+        peer: &Peer,
+    ) -> Answer {
         let client = peer.address.ip().to_canonical();
-        let order =
-            |name: &RepositoryName| Ok::<_, Problem>(Order { target: target(name)?, owner: Arc::from(""), client });
+        let order = |name: &RepositoryName, verb: Verb| {
+            let target = self.target(call, door, name, verb)?;
+            Ok::<_, Problem>(Order { target, owner: Arc::clone(call.caller.id()), client })
+        };
         match (method, &route) {
             (&Method::POST, Route::Uploads { name, begin }) => {
-                let from = begin.mount.as_ref().and_then(|(_, from)| from.as_ref());
-                let from = from.map(target).transpose()?;
-                v2::uploads::begin(call, &order(name)?, begin, from.as_ref(), body).await
+                let order = order(name, Verb::Push)?;
+                let from = self.mountable(call, &order, begin).await?;
+                v2::uploads::begin(call, &order, begin, &from, body).await
             }
             (&Method::GET | &Method::HEAD, Route::Upload { name, id, .. }) => {
-                v2::uploads::state(call, &order(name)?, id).await
+                v2::uploads::state(call, &order(name, Verb::Push)?, id).await
             }
             (&Method::PATCH, Route::Upload { name, id, .. }) => {
-                v2::uploads::append(call, &order(name)?, id, body).await
+                v2::uploads::append(call, &order(name, Verb::Push)?, id, body).await
             }
             (&Method::PUT, Route::Upload { name, id, digest }) => {
-                v2::uploads::finish(call, &order(name)?, id, digest.as_ref(), body).await
+                v2::uploads::finish(call, &order(name, Verb::Push)?, id, digest.as_ref(), body).await
             }
-            (&Method::DELETE, Route::Upload { name, id, .. }) => v2::uploads::cancel(call, &order(name)?, id).await,
+            (&Method::DELETE, Route::Upload { name, id, .. }) => {
+                v2::uploads::cancel(call, &order(name, Verb::Push)?, id).await
+            }
             (&Method::PUT, Route::Manifest { name, reference, tags }) => {
-                v2::manifests::put(call, &order(name)?, reference, tags, body).await
+                v2::manifests::put(call, &order(name, Verb::Push)?, reference, tags, body).await
             }
             (&Method::DELETE, Route::Manifest { name, reference, .. }) => {
-                v2::manifests::delete(call, &order(name)?, reference).await
+                v2::manifests::delete(call, &order(name, Verb::Delete)?, reference).await
             }
-            (&Method::DELETE, Route::Blob { name, digest }) => v2::blobs::delete(call, &order(name)?, digest).await,
+            (&Method::DELETE, Route::Blob { name, digest }) => {
+                v2::blobs::delete(call, &order(name, Verb::Delete)?, digest).await
+            }
             _ => Err(not_taken(&route)),
         }
+    }
+
+    /// Where a blob may be mounted from: what the client names, or wherever it is; of these, what the caller may read.
+    async fn mountable(&self, call: &Call<'_>, order: &Order, begin: &Begin) -> Result<Vec<Repository>, Problem> {
+        let mut from = match &begin.mount {
+            None => return Ok(Vec::new()),
+            Some((_, Some(name))) => {
+                // A name that leads nowhere holds nothing.
+                self.routes.resolve(name, call.namespace).map(|target| target.repository).into_iter().collect()
+            }
+            Some((digest, None)) => self.push.holders(order, digest).await.map_err(|why| call.refused(&why))?,
+        };
+        from.retain(|repository| self.access.decide(call.caller, Verb::Pull, repository).is_ok());
+        Ok(from)
     }
 
     /// Asks the store alone: that an upstream is away makes nobody unready (invariant 15).
@@ -233,6 +301,7 @@ fn not_taken(route: &Route) -> Problem {
         Route::Upload { .. } => "GET, PATCH, PUT, DELETE",
         Route::Base | Route::Live | Route::Ready => READS,
         Route::Catalog { .. } | Route::Tags { .. } | Route::Referrers { .. } => READS,
+        Route::Token => "GET, POST",
     };
     Problem::method(allowed, "this path does not take this method")
 }

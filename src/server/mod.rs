@@ -5,13 +5,15 @@
 //!              │  pulse ──┘
 //!              ▼
 //!            face ── route (pure)     one request: parsed once, answered once
+//!              ├── auth, token         who asks; before anything else is done
 //!              ├── v2/…  ── range (pure), incoming; body ── file ── pool
 //!              └── reply              what was found, or why nothing was -> status, headers, body
 //! admin/                              the same process by a unix socket, and its client
 //! ```
-//! Invariants kept here: 3 (a body that cannot be finished breaks its connection), 11, 16, 17 and 18.
+//! Invariants kept here: 3 (a body that cannot be finished breaks its connection), 11, 14, 16, 17 and 18.
 
 pub mod admin;
+mod auth;
 mod body;
 mod connection;
 mod face;
@@ -27,6 +29,7 @@ mod recent;
 mod reply;
 mod route;
 mod settings;
+mod token;
 mod v2;
 mod wire;
 
@@ -40,6 +43,7 @@ pub use pool::Pool;
 pub use recent::{Recent, Seen};
 pub use settings::{InvalidServerSetting, ServerSettings, listen_address};
 
+use crate::access::Access;
 use crate::clock::Clock;
 use crate::names::Routes;
 use crate::pull::Pull;
@@ -59,11 +63,12 @@ impl Server {
         pull: Pull,
         push: Push,
         store: Store,
+        access: Access,
         routes: Arc<Routes>,
         recent: Arc<Recent>,
         clock: Clock,
     ) -> Self {
-        let face = Face::new(pull, push, store, routes, recent, clock, settings.stall_timeout.0);
+        let face = Face::new(pull, push, store, access, routes, recent, clock, settings.stall_timeout.0);
         Self { face: Arc::new(face), settings }
     }
 

@@ -51,6 +51,8 @@ pub enum Route {
     Live,
     /// `/readyz`: the store answers.
     Ready,
+    /// `/token`: where clients log in. Its query is its own to read.
+    Token,
 }
 
 /// How a client wants to bring a blob.
@@ -120,6 +122,7 @@ impl Asked {
             "/v2/_catalog" => Route::Catalog { page: query.page()? },
             "/livez" => Route::Live,
             "/readyz" => Route::Ready,
+            "/token" => return Ok(Self { route: Route::Token, namespace: None }),
             _ => below(path.strip_prefix("/v2/").ok_or(Unroutable::Elsewhere)?, &query)?,
         };
         Ok(Self { route, namespace: query.value("ns")? })
@@ -247,6 +250,7 @@ mod tests {
             ("/v2".to_owned(), Route::Base),
             ("/livez".to_owned(), Route::Live),
             ("/readyz".to_owned(), Route::Ready),
+            ("/token?scope=repository:a:pull&ns=%ff".to_owned(), Route::Token),
             ("/v2/_catalog".to_owned(), Route::Catalog { page: Page::default() }),
             ("/v2/trivy-db/manifests/2".to_owned(), manifest("trivy-db", "2")),
             (

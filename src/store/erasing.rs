@@ -37,18 +37,13 @@ impl Store {
 
     /// At most `limit` repositories that may hold the blob; whether one does is [`Store::blob`]'s to say.
     pub async fn holders(&self, blob: &Digest, limit: usize) -> Result<Vec<Repository>, StoreError> {
-        let holders = erase::holders(&self.0.readers, blob, limit).await?;
-        let parsed = holders.into_iter().map(|(origin, name)| {
-            let origin = if origin.is_empty() { Origin::Local } else { Origin::Upstream(origin.into()) };
-            Ok(Repository { origin, name: name.parse().map_err(StoreError::catalog)? })
-        });
-        parsed.collect()
+        parsed(erase::holders(&self.0.readers, blob, limit).await?)
     }
 
-    /// At most `limit` repositories that hold anything, after `after`, in byte order: local ones by name, an upstream's
-    /// as `<host>/<name>`.
-    pub async fn repositories(&self, after: Option<&str>, limit: usize) -> Result<Vec<String>, StoreError> {
-        erase::repositories(&self.0.readers, after, limit).await
+    /// At most `limit` repositories that hold anything, after `after`, in byte order of how they are shown: local ones by
+    /// name, an upstream's as `<host>/<name>`.
+    pub async fn repositories(&self, after: Option<&str>, limit: usize) -> Result<Vec<Repository>, StoreError> {
+        parsed(erase::repositories(&self.0.readers, after, limit).await?)
     }
 
     /// What the tag named, newest first, also when it is deleted.
@@ -94,4 +89,12 @@ impl Store {
     pub(super) async fn erase(&self, change: Erase) -> Result<bool, StoreError> {
         self.0.writer.apply(Change::Erase(change)).await
     }
+}
+
+fn parsed(rows: Vec<(String, String)>) -> Result<Vec<Repository>, StoreError> {
+    let parsed = rows.into_iter().map(|(origin, name)| {
+        let origin = if origin.is_empty() { Origin::Local } else { Origin::Upstream(origin.into()) };
+        Ok(Repository { origin, name: name.parse().map_err(StoreError::catalog)? })
+    });
+    parsed.collect()
 }

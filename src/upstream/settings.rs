@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::address::Origin;
+use crate::names::Pattern;
 use crate::oci::RepositoryName;
 use crate::size::{Size, Span};
 
@@ -40,6 +41,9 @@ pub struct UpstreamSettings {
     /// Instead, for some of its repositories: a name, or all below a prefix (`group/**`); the longest that fits counts.
     #[serde(default)]
     pub credentials: BTreeMap<String, CredentialSettings>,
+    /// Whether those who have not logged in here may read what was had with credentials. Default: no.
+    #[serde(default)]
+    pub anonymous: bool,
     /// Origins besides the endpoint's own that may be asked for tokens and see the credentials, such as `https://gitlab.com`.
     #[serde(default)]
     pub token_realms: Vec<String>,
@@ -130,6 +134,7 @@ impl UpstreamSettings {
             password_env: None,
             docker_config: None,
             credentials: BTreeMap::new(),
+            anonymous: false,
             token_realms: Vec::new(),
             redirect_origins: Vec::new(),
             default_namespace: None,
@@ -165,6 +170,18 @@ impl UpstreamSettings {
             password_env: self.password_env.clone(),
             docker_config: self.docker_config.clone(),
         }
+    }
+
+    /// What of it was had with credentials and is for those alone who have logged in here: names there, or prefixes.
+    pub fn private(&self) -> Vec<Pattern> {
+        if self.anonymous {
+            return Vec::new();
+        }
+        let with = |settings: &CredentialSettings| settings.username.is_some() || settings.docker_config.is_some();
+        let own = with(&self.own_credentials()).then_some("**");
+        let others =
+            self.credentials.iter().filter(|(_, settings)| with(settings)).map(|(pattern, _)| pattern.as_str());
+        own.into_iter().chain(others).filter_map(|pattern| pattern.parse().ok()).collect()
     }
 
     /// The endpoints as written, or the default one.

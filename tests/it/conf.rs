@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use sealock::access::{AccessSettings, IssuerSettings, RuleSettings};
 use sealock::config::{LogSettings, PullSettings, RouteSettings, Settings};
 use sealock::gate::{AuditSettings, GateSettings, WindowSettings};
 use sealock::keep::{KeepSettings, RetainRule};
@@ -71,6 +72,9 @@ fn the_reference_has_every_key_and_its_default() {
         ("[pull]", keys::<PullSettings>()),
         ("[push]", keys::<PushSettings>()),
         ("[keep]", keys::<KeepSettings>()),
+        ("[access]", keys::<AccessSettings>()),
+        ("# [[access.rule]]", keys::<RuleSettings>()),
+        ("# [access.issuer.gitlab]", keys::<IssuerSettings>()),
         ("[upstream.site]", keys::<UpstreamSettings>()),
         ("[route.\"site/**\"]", keys::<RouteSettings>()),
     ];
@@ -82,6 +86,10 @@ fn the_reference_has_every_key_and_its_default() {
     for (heading, keys) in sections {
         let text = section(&reference, heading);
         for key in keys {
+            if ["groups", "rule", "issuer"].contains(key) {
+                assert!(reference.contains(&format!("[access.{key}")), "conf/sealock.toml lacks [access.{key}]");
+                continue;
+            }
             let there = text.lines().any(|line| line.trim_start_matches("# ").starts_with(&format!("{key} = ")));
             assert!(there, "conf/sealock.toml lacks `{key}` under {heading}");
         }
@@ -108,6 +116,7 @@ fn the_reference_has_every_key_and_its_default() {
     assert_eq!(format!("{:?}", settings.pull), format!("{:?}", default.pull));
     assert_eq!(format!("{:?}", settings.push), format!("{:?}", default.push));
     assert_eq!(settings.keep, default.keep);
+    assert_eq!(settings.access, default.access);
     let site = &settings.upstream["site"];
     assert_eq!(format!("{site:?}"), format!("{:?}", UpstreamSettings::for_host("registry.example")));
 }
@@ -189,6 +198,7 @@ fn every_section_refuses_keys_that_it_does_not_know() {
         "[log]",
         "[pull]",
         "[push]",
+        "[access]",
         upstream,
         route,
     ] {

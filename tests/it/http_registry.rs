@@ -10,6 +10,7 @@ use http::{HeaderMap, Request, StatusCode, header};
 use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::TokioIo;
 use jiff::{SignedDuration, Timestamp};
+use sealock::access::{Access, AccessSettings};
 use sealock::clock::Clock;
 use sealock::gate::{Gate, GateSettings};
 use sealock::keep::{Keep, KeepSettings};
@@ -109,11 +110,15 @@ impl Site {
         }
         let push = Push::new(store.clone(), PushSettings::default());
         let recent = Arc::<Recent>::default();
+        let none = AccessSettings::default();
+        let access =
+            Access::open(&none, data.path(), Arc::clone(&routes), HashMap::new(), &gate, clock.clone()).unwrap();
         let server = Server::new(
             ServerSettings::default(),
             pull.clone(),
             push,
             store.clone(),
+            access.clone(),
             Arc::clone(&routes),
             Arc::clone(&recent),
             clock.clone(),
@@ -125,6 +130,7 @@ impl Site {
             gate,
             pull,
             keep: Keep::new(store.clone(), KeepSettings::default(), clock.clone()),
+            access,
             routes,
             upstreams: vec![far],
             addresses: vec![address],

@@ -156,6 +156,7 @@ impl Office {
             certificates,
             warnings: source.warnings.iter().cloned().chain(warnings).collect(),
             gate: source.gate.status(),
+            access: source.access.report(),
             totals: source.store.totals().await?,
             keep: source.keep.status().await?,
             read_only: source.store.check_writable().is_err(),

@@ -52,6 +52,7 @@ pub use report::{CloseOrder, CollectOrder, OpenOrder, RouteLine, StatusReport, T
 
 use peer::Caller;
 
+use crate::access::Access;
 use crate::clock::Clock;
 use crate::gate::Gate;
 use crate::keep::Keep;
@@ -77,6 +78,7 @@ pub struct StatusSource {
     pub gate: Gate,
     pub pull: Pull,
     pub keep: Keep,
+    pub access: Access,
     pub routes: Arc<Routes>,
     pub upstreams: Vec<Arc<Upstream>>,
     /// Where clients reach the registry.

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::access::AccessReport;
 use crate::gate::GateStatus;
 use crate::keep::KeepStatus;
 use crate::oci::Digest;
@@ -106,6 +107,7 @@ pub struct StatusReport {
     #[serde(default)]
     pub warnings: Vec<String>,
     pub gate: GateStatus,
+    pub access: AccessReport,
     pub totals: Totals,
     /// How short room is, and what the jobs did last.
     #[serde(default)]

@@ -5,7 +5,7 @@ use hyper::body::Incoming;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::Tagged;
-use crate::names::Target;
+use crate::names::Repository;
 use crate::oci::Digest;
 use crate::push::{Appending, Extent, Order, PushError};
 use crate::server::body::Body;
@@ -18,12 +18,13 @@ use crate::store::UploadId;
 
 const UPLOAD_UUID: HeaderName = HeaderName::from_static("docker-upload-uuid");
 
-/// `POST`: mounts the blob, takes it in whole, or begins a session. `from` is where `begin` says to mount it from.
+/// `POST`: mounts the blob, takes it in whole, or begins a session. `from`: where the caller may read a blob that
+/// `begin` wants mounted.
 pub(in crate::server) async fn begin(
     call: &Call<'_>,
     order: &Order,
     begin: &Begin,
-    from: Option<&Target>,
+    from: &[Repository],
     body: &mut Incoming,
 ) -> Answer {
     let push = &call.face.push;

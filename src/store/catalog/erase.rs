@@ -241,15 +241,19 @@ pub async fn holders(readers: &Pool, blob: &Digest, limit: usize) -> Result<Vec<
 }
 
 /// The index `repository_by_shown` is of the same expression.
-pub(super) const REPOSITORIES: &str = "SELECT DISTINCT shown FROM (
-        SELECT id, CASE WHEN origin = '' THEN name ELSE origin || '/' || name END AS shown FROM repository) r
+pub(super) const REPOSITORIES: &str = "SELECT origin, name FROM (SELECT id, origin, name,
+        CASE WHEN origin = '' THEN name ELSE origin || '/' || name END AS shown FROM repository) r
     WHERE shown > $1 AND (EXISTS (SELECT 1 FROM manifest_grant g WHERE g.repository = r.id)
         OR EXISTS (SELECT 1 FROM blob_grant g WHERE g.repository = r.id)
         OR EXISTS (SELECT 1 FROM tag t WHERE t.repository = r.id))
     ORDER BY shown LIMIT $2";
 
-/// At most `limit` repositories that hold anything, after `after`, as clients would ask for them, in byte order.
-pub async fn repositories(readers: &Pool, after: Option<&str>, limit: usize) -> Result<Vec<String>, StoreError> {
-    let names = sqlx::query_scalar(REPOSITORIES).bind(after.unwrap_or("")).bind(integer(limit as u64));
+/// At most `limit` repositories that hold anything, after `after`, by origin and name, in byte order of both together.
+pub async fn repositories(
+    readers: &Pool,
+    after: Option<&str>,
+    limit: usize,
+) -> Result<Vec<(String, String)>, StoreError> {
+    let names = sqlx::query_as(REPOSITORIES).bind(after.unwrap_or("")).bind(integer(limit as u64));
     names.fetch_all(readers).await.map_err(StoreError::catalog)
 }

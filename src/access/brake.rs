@@ -1,0 +1,142 @@
+//! Slows down who guesses passwords: by address and by account, known or not.
+
+use std::hash::{Hash, Hasher};
+use std::net::{IpAddr, Ipv6Addr};
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use quick_cache::sync::Cache;
+
+/// Failures that cost nothing, of one account and of one address; behind an address may stand many people.
+pub const ACCOUNT_TRIES: u32 = 5;
+pub const ADDRESS_TRIES: u32 = 30;
+/// Longest wait that failures add up to.
+pub const WAIT_MAX: Duration = Duration::from_secs(60);
+/// Failures are forgotten when none was added for so long.
+const FORGOTTEN_AFTER: SignedDuration = SignedDuration::from_mins(15);
+/// Accounts, and addresses, that are remembered.
+const REMEMBERED_MAX: usize = 10_000;
+
+/// Failed logins. Guesses at accounts that do not exist count as those at others do.
+pub struct Brake {
+    accounts: Cache<u64, Tries>,
+    addresses: Cache<IpAddr, Tries>,
+    /// So that nobody can choose names that fall together.
+    seed: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Tries {
+    failed: u32,
+    last: Timestamp,
+}
+
+impl Brake {
+    pub fn new() -> Self {
+        let (accounts, addresses) = (Cache::new(REMEMBERED_MAX), Cache::new(REMEMBERED_MAX));
+        Self { accounts, addresses, seed: fastrand::u64(..) }
+    }
+
+    /// How long until this account may be tried again from this address; `None`: now.
+    pub fn wait(&self, account: &str, address: IpAddr, now: Timestamp) -> Option<Duration> {
+        let account = self.accounts.get(&self.key(account)).and_then(|tries| tries.wait(ACCOUNT_TRIES, now));
+        let address = self.addresses.get(&network(address)).and_then(|tries| tries.wait(ADDRESS_TRIES, now));
+        account.max(address)
+    }
+
+    pub fn failed(&self, account: &str, address: IpAddr, now: Timestamp) {
+        let account = self.key(account);
+        self.accounts.insert(account, Tries::and_one(self.accounts.get(&account), now));
+        let address = network(address);
+        self.addresses.insert(address, Tries::and_one(self.addresses.get(&address), now));
+    }
+
+    /// Forgets the account's failures; not the address's, where one good login would buy more guesses at others.
+    pub fn succeeded(&self, account: &str) {
+        self.accounts.remove(&self.key(account));
+    }
+
+    fn key(&self, account: &str) -> u64 {
+        let mut hasher = std::hash::DefaultHasher::new();
+        (self.seed, account).hash(&mut hasher);
+        hasher.finish()
+    }
+}
+
+impl Tries {
+    fn and_one(before: Option<Self>, now: Timestamp) -> Self {
+        let failed = before.filter(|tries| !tries.is_forgotten(now)).map_or(0, |tries| tries.failed);
+        Self { failed: failed.saturating_add(1), last: now }
+    }
+
+    fn is_forgotten(&self, now: Timestamp) -> bool {
+        now.duration_since(self.last) > FORGOTTEN_AFTER
+    }
+
+    /// 1 s, 2 s, 4 s … from the last failure on.
+    fn wait(&self, free: u32, now: Timestamp) -> Option<Duration> {
+        let over = self.failed.checked_sub(free)?;
+        if self.is_forgotten(now) {
+            return None;
+        }
+        let wait = Duration::from_secs(1 << over.min(16)).min(WAIT_MAX);
+        // A clock that was set back lets nobody wait for longer.
+        let waited = Duration::try_from(now.duration_since(self.last)).unwrap_or_default();
+        wait.checked_sub(waited).filter(|left| !left.is_zero())
+    }
+}
+
+/// An IPv6 host has a whole network of addresses.
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from(u128::from(v6) & !u128::from(u64::MAX))),
+        v4 => v4,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(1_790_000_000 + second).unwrap()
+    }
+
+    #[test]
+    fn guesses_become_slower_and_are_forgotten() {
+        let (brake, here): (_, IpAddr) = (Brake::new(), "10.0.0.1".parse().unwrap());
+        for _ in 1..ACCOUNT_TRIES {
+            brake.failed("alice", here, at(0));
+            assert_eq!(brake.wait("alice", here, at(0)), None);
+        }
+        let mut waits = Vec::new();
+        for _ in 0..8 {
+            brake.failed("alice", here, at(0));
+            waits.push(brake.wait("alice", "10.9.9.9".parse().unwrap(), at(0)).unwrap().as_secs());
+        }
+        assert_eq!(waits, [1, 2, 4, 8, 16, 32, 60, 60]);
+        assert_eq!(brake.wait("alice", here, at(59)), Some(Duration::from_secs(1)));
+        assert_eq!(brake.wait("alice", here, at(60)), None);
+        assert_eq!(brake.wait("alice", here, at(-1000)), Some(WAIT_MAX), "a clock that was set back");
+        assert_eq!(brake.wait("bob", here, at(0)), None, "another account");
+        brake.succeeded("alice");
+        assert_eq!(brake.wait("alice", here, at(0)), None);
+        brake.failed("carol", here, at(1000));
+        assert_eq!(brake.wait("carol", here, at(1000)), None);
+    }
+
+    #[test]
+    fn an_address_that_tries_many_accounts_is_slowed_down() {
+        // Invariant 17
+        let (brake, here): (_, IpAddr) = (Brake::new(), "2001:db8::1".parse().unwrap());
+        for number in 0..ADDRESS_TRIES {
+            brake.failed(&format!("user{number}"), here, at(0));
+        }
+        assert!(brake.wait("nobody", "2001:db8::2".parse().unwrap(), at(0)).is_some(), "the same network");
+        assert!(brake.wait("nobody", "2001:db8:1::1".parse().unwrap(), at(0)).is_none());
+        for number in 0..3 * REMEMBERED_MAX {
+            brake.failed(&format!("user{number}"), here, at(0));
+        }
+        assert!(brake.accounts.len() <= REMEMBERED_MAX);
+    }
+}

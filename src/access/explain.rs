@@ -1,0 +1,85 @@
+//! Which rule decides: for the operator who wonders, without a server that runs.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::book::Book;
+use super::caller::{Mark, Subject, Verb};
+use super::member::{Claims, Member};
+use super::rules::{Mode, Private, Rules};
+use super::settings::AccessSettings;
+use crate::names::Routes;
+use crate::oci::RepositoryName;
+
+/// What is asked.
+#[derive(Clone, Copy, Debug)]
+pub struct Question<'a> {
+    /// As in rules; a name without a kind is a user.
+    pub caller: &'a str,
+    pub verb: Verb,
+    pub name: &'a RepositoryName,
+    /// `?ns=`
+    pub namespace: Option<&'a str>,
+}
+
+/// The answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Explanation {
+    pub allowed: bool,
+    pub why: String,
+    /// Where the name leads, with its host.
+    pub repository: String,
+    /// All names that lead there.
+    pub names: Vec<String>,
+}
+
+/// Decides as the server would, by the same rules and files. An error, in words, for a question that makes no sense.
+pub fn explain(
+    settings: &AccessSettings,
+    data: &Path,
+    routes: Arc<Routes>,
+    private: Private,
+    question: Question<'_>,
+) -> Result<Explanation, String> {
+    let target = routes.resolve(question.name, question.namespace).map_err(|why| why.to_string())?;
+    let names = routes.names_of(&target.repository).iter().map(ToString::to_string).collect();
+    let rules = Rules::new(settings, routes, private);
+    let entries = Book::open(&super::folder(data), settings.htpasswd.as_deref()).now();
+    let subject = subject(question.caller)?;
+    let (scope, mut note) = match &subject {
+        Subject::Robot { name, .. } => match entries.robots.by_name.get(name) {
+            Some(robot) => (Some(&robot.scope), String::new()),
+            None => (None, format!(" (there is no robot `{name}`)")),
+        },
+        Subject::User { name, .. } if !entries.users.accounts.contains_key(name) => {
+            (None, format!(" (there is no user `{name}`)"))
+        }
+        _ => (None, String::new()),
+    };
+    let mode = Mode::of(&rules, entries.exists);
+    if mode == Mode::Open {
+        note.clear();
+    }
+    let (allowed, why) = match rules.judge(mode, &subject, scope, question.verb, &target.repository) {
+        Ok(grounds) => (true, rules.explain(&grounds, scope)),
+        Err(reason) => (false, reason.to_string()),
+    };
+    Ok(Explanation { allowed, why: format!("{why}{note}"), repository: target.repository.to_string(), names })
+}
+
+fn subject(text: &str) -> Result<Subject, String> {
+    let mark = Mark(String::new());
+    match Member::parse_in_group(text)? {
+        Member::Anonymous => Ok(Subject::Anonymous),
+        Member::User(name) => Ok(Subject::User { name, mark }),
+        Member::Robot(name) => Ok(Subject::Robot { name, mark }),
+        Member::Certificate(name) => Ok(Subject::Certificate { names: vec![name] }),
+        Member::Claims(claims) => {
+            let claims: Claims = claims.into_iter().map(|(name, value)| (name, vec![value.to_string()])).collect();
+            Ok(Subject::Job { issuer: "-".to_owned(), subject: "-".to_owned(), claims })
+        }
+        Member::Group(_) | Member::Authenticated => Err(format!(
+            "`{text}` is not one caller; name a user, robot:NAME, certificate:NAME, claim:NAME=VALUE or anonymous"
+        )),
+    }
+}

@@ -1,0 +1,113 @@
+//! Files of `access/`: written whole or not at all, for the server's eyes only, and read again when they change.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+
+/// Largest file that is read, in bytes: some ten thousand users.
+pub const FILE_BYTES_MAX: u64 = 2 << 20;
+
+/// What tells one content of a file from the next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stamp(Option<[i64; 6]>);
+
+impl Stamp {
+    pub fn of(path: &Path) -> Self {
+        let found = std::fs::metadata(path).ok();
+        Self(found.map(|m| [m.ino() as i64, m.size() as i64, m.mtime(), m.mtime_nsec(), m.ctime(), m.ctime_nsec()]))
+    }
+}
+
+/// `None` where there is no file.
+pub fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    let bytes = match std::fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+        Ok(found) if found.len() > FILE_BYTES_MAX => {
+            return Err(io::Error::other(format!("it has {} bytes; at most {FILE_BYTES_MAX}", found.len())));
+        }
+        Ok(_) => std::fs::read(path)?,
+    };
+    Ok(Some(bytes))
+}
+
+/// Puts `bytes` in the place of the file; on disk when this returns. It is nobody's to read but its owner's, who is the
+/// owner of what was there or of the folder: commands may be run by root, and the server must read what they write.
+pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let folder = folder_of(path);
+    make_folder(folder)?;
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".new");
+    let new = folder.join(name);
+    let written = (|| {
+        let _ = std::fs::remove_file(&new);
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
+        let like = std::fs::metadata(path).or_else(|_| std::fs::metadata(folder))?;
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::fchown(&file, Some(like.uid()), Some(like.gid()))?;
+        }
+        if path.exists() {
+            file.set_permissions(std::fs::Permissions::from_mode(like.mode() & 0o660))?;
+        }
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        std::fs::rename(&new, path)?;
+        File::open(folder)?.sync_all()
+    })();
+    if written.is_err() {
+        let _ = std::fs::remove_file(&new);
+    }
+    written
+}
+
+/// Holds the folder for one change at a time, also between processes, until it is dropped.
+pub fn lock(folder: &Path) -> io::Result<File> {
+    make_folder(folder)?;
+    let path: PathBuf = folder.join("lock");
+    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)?;
+    flock(&file, FlockOperation::LockExclusive)?;
+    Ok(file)
+}
+
+/// Makes `access/`, which only its owner may enter, and the data folder around it if a command comes before the server.
+fn make_folder(folder: &Path) -> io::Result<()> {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    let parent = folder_of(folder);
+    if rustix::process::geteuid().is_root() {
+        let like = std::fs::metadata(parent)?;
+        std::os::unix::fs::chown(folder, Some(like.uid()), Some(like.gid()))?;
+    }
+    File::open(parent)?.sync_all()
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_there_whole_and_for_its_owner_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("access/users");
+        assert_eq!(read(&path).unwrap(), None);
+        let none = Stamp::of(&path);
+        replace(&path, b"one").unwrap();
+        let one = Stamp::of(&path);
+        replace(&path, b"two").unwrap();
+        assert_eq!(read(&path).unwrap().unwrap(), b"two");
+        assert!(one != none && one != Stamp::of(&path));
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().mode() & 0o777;
+        assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o600, 0o700));
+        let left: Vec<_> = std::fs::read_dir(path.parent().unwrap()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(left, ["users"]);
+    }
+}

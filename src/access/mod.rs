@@ -1,0 +1,508 @@
+//! Who asks, and whether they may: logins, tokens and rules.
+//!
+//! ```text
+//! identify ── nothing, Basic, Bearer ── book (users, robots) ── Caller
+//!     │           │          └ token (ours), issuer (GitLab's jobs)
+//!     │           └ password, behind brake and a few places
+//! decide ── the token's scope, then rules (pure): caller, verb, repository -> allowed, or why not
+//! issue  ── a token of ours for some of what the caller may do; keys signs it
+//! ```
+//! Files in `access/` of the data folder: `users` (htpasswd), `robots.json` (hashes of tokens), `keys.json`.
+//!
+//! Invariants kept here:
+//! * 12: passwords and tokens are [`Secret`]s; nothing of them is in a log or an error.
+//! * 14: a decision is about the repository that a name leads to, and is taken before the store is asked.
+//! * 17: what is remembered, hashed at one time, waited for and read has a bound.
+//! * What a token says is checked against the users, robots and rules of now: who is removed is out at once.
+
+mod book;
+mod brake;
+mod caller;
+mod certificate;
+mod explain;
+mod file;
+mod issuer;
+mod keys;
+mod known;
+mod member;
+mod password;
+mod robots;
+mod rules;
+mod scope;
+mod settings;
+mod token;
+mod users;
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use tokio::sync::Semaphore;
+use tracing::{debug, info};
+
+pub use self::brake::{ACCOUNT_TRIES, ADDRESS_TRIES, WAIT_MAX};
+pub use self::caller::{Caller, Grants, Mark, Subject, Verb, Verbs};
+pub use self::explain::{Explanation, Question, explain};
+pub use self::issuer::IssuerError;
+pub use self::password::{HashError, PASSWORD_BYTES_MAX};
+pub use self::robots::{RobotOrder, RobotRecord, RobotsError, RobotsFile, TOKEN_PREFIX};
+pub use self::rules::{Grounds, Mode, Private, Reason, Rules};
+pub use self::scope::{SCOPES_MAX, Scope};
+pub use self::settings::{AccessSettings, IssuerSettings, RuleSettings, Signature};
+pub use self::users::{UsersError, UsersFile};
+
+use self::book::{Book, Entries};
+use self::brake::Brake;
+use self::issuer::{Issuer, NotTaken};
+use self::keys::{Keys, NoKey};
+use self::known::Remembered;
+use self::token::Use;
+use crate::clock::Clock;
+use crate::gate::Gate;
+use crate::names::{Repository, Routes};
+use crate::secret::Secret;
+
+/// Passwords that are hashed at one time: each takes some 20 MiB and a processor.
+const HASHING_MAX: usize = 2;
+/// Logins that may wait for a place among them.
+const WAITING_MAX: usize = 64;
+
+/// Logins and rules. Cheap to clone.
+#[derive(Clone)]
+pub struct Access(Arc<Inner>);
+
+struct Inner {
+    rules: Rules,
+    book: Book,
+    keys: Keys,
+    issuers: Vec<Issuer>,
+    brake: Brake,
+    remembered: Remembered,
+    hashing: Arc<Semaphore>,
+    waiting: Arc<Semaphore>,
+    anonymous: Caller,
+    token_life: SignedDuration,
+    refresh_life: SignedDuration,
+    realm: Option<String>,
+    clock: Clock,
+}
+
+/// What a client shows of itself. No Debug: it holds what must not be printed.
+pub enum Shown {
+    Nothing,
+    /// Something that is neither a password nor a token.
+    Unreadable,
+    Basic {
+        username: String,
+        password: Secret,
+    },
+    Bearer(Secret),
+}
+
+/// Where a client stands.
+#[derive(Clone, Copy, Debug)]
+pub struct Visitor<'a> {
+    pub address: IpAddr,
+    /// The client's certificate (DER), if it showed one and TLS has checked it.
+    pub certificate: Option<&'a [u8]>,
+}
+
+/// Why a client is not identified.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unidentified {
+    #[error("the `Authorization` header is neither Basic nor Bearer credentials")]
+    Unreadable,
+    #[error("the name or the password is wrong")]
+    WrongPassword,
+    /// Also a token of a user or robot that is no more.
+    #[error("the token is invalid, expired or revoked; log in again")]
+    InvalidToken,
+    #[error("the token is not taken: {0}")]
+    NotTaken(&'static str),
+    #[error("the keys of the token's issuer cannot be had; the server's log says why")]
+    NoKeys,
+    #[error("too many failed logins; try again in {} s", wait.as_secs() + 1)]
+    TooManyFailures { wait: Duration },
+    #[error("too many logins at once; try again in a moment")]
+    Busy,
+}
+
+/// Why a caller may not do something. The same whether or not what it asks for exists.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Denial {
+    /// Nobody has logged in; who does may be allowed.
+    LogIn(Reason),
+    /// The rules allow it, but the token that was shown was made for something else.
+    OutOfScope,
+    Forbidden,
+}
+
+/// A token that was made.
+pub struct Issued {
+    pub token: Secret,
+    pub refresh: Option<Secret>,
+    pub issued_at: Timestamp,
+    /// Seconds.
+    pub expires_in: i64,
+}
+
+/// What `sealock status` says of logins and rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct AccessReport {
+    /// Everybody may do everything.
+    pub open: bool,
+    pub rules: usize,
+    pub users: usize,
+    pub robots: usize,
+}
+
+impl Access {
+    /// Reads files; asks nobody.
+    pub fn open(
+        settings: &AccessSettings,
+        data: &Path,
+        routes: Arc<Routes>,
+        private: Private,
+        gate: &Gate,
+        clock: Clock,
+    ) -> Result<Self, IssuerError> {
+        let folder = folder(data);
+        let issuers = settings.issuer.iter().map(|(name, issuer)| Issuer::new(name, issuer, gate));
+        let life = |span: crate::size::Span| SignedDuration::try_from(span.0).unwrap_or_default();
+        let (token_life, refresh_life) = (life(settings.token_life), life(settings.refresh_life));
+        Ok(Self(Arc::new(Inner {
+            rules: Rules::new(settings, routes, private),
+            book: Book::open(&folder, settings.htpasswd.as_deref()),
+            keys: Keys::open(&folder, token_life.max(refresh_life)),
+            issuers: issuers.collect::<Result<_, _>>()?,
+            brake: Brake::new(),
+            remembered: Remembered::new(),
+            hashing: Arc::new(Semaphore::new(HASHING_MAX)),
+            waiting: Arc::new(Semaphore::new(WAITING_MAX)),
+            anonymous: Caller::new(Subject::Anonymous, None, None),
+            token_life,
+            refresh_life,
+            realm: settings.realm.clone(),
+            clock,
+        })))
+    }
+
+    /// The token endpoint's URL, where the settings name it.
+    pub fn realm(&self) -> Option<&str> {
+        self.0.realm.as_deref()
+    }
+
+    /// Whether anonymous callers may do all that there is to do, so that no client needs to log in.
+    pub fn needs_no_login(&self) -> bool {
+        let entries = self.0.book.seen();
+        let mode = self.0.mode(&entries);
+        let may = |verb| self.0.rules.everywhere(mode, &Subject::Anonymous, verb);
+        Verbs::CONTENT.iter().all(may)
+    }
+
+    /// Who asks. Memory alone is asked where it can be; a password that is not remembered takes its time. Where
+    /// everybody may do everything, nobody has a login, and what is shown does not matter.
+    pub async fn identify(&self, shown: Shown, from: Visitor<'_>) -> Result<Caller, Unidentified> {
+        let inner = &self.0;
+        // The one look at the files of a request.
+        let entries = inner.book.now();
+        if inner.mode(&entries) == Mode::Open {
+            return Ok(inner.without_login(from));
+        }
+        let caller = match shown {
+            Shown::Nothing => return Ok(inner.without_login(from)),
+            Shown::Unreadable => return Err(Unidentified::Unreadable),
+            Shown::Bearer(token) => inner.bearer(token, &entries).await?,
+            // Boxed: what a hash needs would be moved with every request.
+            Shown::Basic { username, password } => Box::pin(self.basic(username, password, from)).await?,
+        };
+        // An anonymous token says no more than its scope: what the connection's certificate says stays true.
+        if caller.is_anonymous() && from.certificate.is_some() {
+            return Ok(inner.without_login(from));
+        }
+        Ok(caller)
+    }
+
+    /// Who a refresh token is for.
+    pub fn refresh(&self, token: &Secret) -> Result<Caller, Unidentified> {
+        let inner = &self.0;
+        let caller = token::check(&inner.keys, Use::Refresh, token, inner.clock.now());
+        let caller = caller.filter(|caller| inner.still_holds(&inner.book.now(), caller));
+        caller.ok_or(Unidentified::InvalidToken)
+    }
+
+    /// Whether `caller` may do this. By the token's scope and by the rules, users and robots of now.
+    pub fn decide(&self, caller: &Caller, verb: Verb, repository: &Repository) -> Result<(), Denial> {
+        let inner = &self.0;
+        match inner.judge(&inner.book.seen(), caller, verb, repository) {
+            Err(why) if caller.is_anonymous() => Err(Denial::LogIn(why)),
+            Err(_) => Err(Denial::Forbidden),
+            Ok(_) if caller.0.grants.as_ref().is_none_or(|grants| grants.covers(repository, verb)) => Ok(()),
+            Ok(_) => Err(Denial::OutOfScope),
+        }
+    }
+
+    /// As [`Access::decide`], for a name that leads nowhere: only who may do this everywhere learns that.
+    pub fn decide_nowhere(&self, caller: &Caller, verb: Verb) -> Result<(), Denial> {
+        let mode = self.0.mode(&self.0.book.seen());
+        match self.0.rules.everywhere(mode, &caller.0.subject, verb) {
+            true if !caller.is_scoped() => Ok(()),
+            true => Err(Denial::OutOfScope),
+            false if caller.is_anonymous() => Err(Denial::LogIn(Reason::NotLoggedIn)),
+            false => Err(Denial::Forbidden),
+        }
+    }
+
+    /// Whether the caller may ask for the list of repositories; which of them it sees is [`Access::may_pull`]'s to say.
+    pub fn decide_catalog(&self, caller: &Caller) -> Result<(), Denial> {
+        let entries = self.0.book.seen();
+        let (mode, scope) = (self.0.mode(&entries), self.0.robot_scope(&entries, caller));
+        match self.0.rules.somewhere(mode, &caller.0.subject, scope, Verb::Pull) {
+            true if caller.0.grants.as_ref().is_none_or(|grants| grants.catalog) => Ok(()),
+            true => Err(Denial::OutOfScope),
+            false if caller.is_anonymous() => Err(Denial::LogIn(Reason::NotLoggedIn)),
+            false => Err(Denial::Forbidden),
+        }
+    }
+
+    /// Whether the rules let the caller read the repository, whatever a token's scope says.
+    pub fn may_pull(&self, caller: &Caller, repository: &Repository) -> bool {
+        self.0.judge(&self.0.book.seen(), caller, Verb::Pull, repository).is_ok()
+    }
+
+    /// Makes a token for as much of `scopes` as the caller may now; with `offline`, one to get more with.
+    pub async fn issue(&self, caller: &Caller, scopes: &[Scope], offline: bool) -> Result<Issued, NoKey> {
+        let (access, caller, scopes) = (self.clone(), caller.clone(), scopes.to_vec());
+        let issued = tokio::task::spawn_blocking(move || access.0.issue(&caller, &scopes, offline)).await;
+        issued.unwrap_or(Err(NoKey))
+    }
+
+    pub fn report(&self) -> AccessReport {
+        let entries = self.0.book.now();
+        AccessReport {
+            open: self.0.mode(&entries) == Mode::Open,
+            rules: self.0.rules.len(),
+            users: entries.users.accounts.len(),
+            robots: entries.robots.by_name.len(),
+        }
+    }
+
+    async fn basic(&self, username: String, password: Secret, from: Visitor<'_>) -> Result<Caller, Unidentified> {
+        if username.is_empty() && password.expose().is_empty() {
+            // What skopeo sends where it has nothing to log in with.
+            return Ok(self.0.without_login(from));
+        }
+        if let Some(caller) = self.0.robot(&password, Some(&username)) {
+            return Ok(caller);
+        }
+        if let Some(caller) = self.0.job(&password).await {
+            return caller;
+        }
+        self.user(username, password, from.address).await
+    }
+
+    /// The one way for all names: known or not, they are waited for, hashed and counted alike.
+    async fn user(&self, username: String, password: Secret, address: IpAddr) -> Result<Caller, Unidentified> {
+        let inner = &self.0;
+        if let Some(caller) = inner.remembered(&username, &password) {
+            return Ok(caller);
+        }
+        inner.check_brake(&username, address)?;
+        if password.expose().len() > password::PASSWORD_BYTES_MAX || username.len() > users::NAME_MAX {
+            inner.brake.failed(&username, address, inner.clock.now());
+            return Err(Unidentified::WrongPassword);
+        }
+        let waiting = Arc::clone(&inner.waiting).try_acquire_owned().map_err(|_| Unidentified::Busy)?;
+        let place = Arc::clone(&inner.hashing).acquire_owned().await.map_err(|_| Unidentified::Busy)?;
+        drop(waiting);
+        // Others may have guessed, or been let in, while this waited.
+        inner.check_brake(&username, address)?;
+        if let Some(caller) = inner.remembered(&username, &password) {
+            return Ok(caller);
+        }
+        let access = self.clone();
+        // To the end also when the client goes away: a guess that is not waited for counts too.
+        let hashed = tokio::task::spawn_blocking(move || {
+            let _place = place;
+            access.0.check_password(&username, &password, address)
+        });
+        hashed.await.unwrap_or(Err(Unidentified::Busy))
+    }
+}
+
+impl Inner {
+    fn mode(&self, entries: &Entries) -> Mode {
+        Mode::of(&self.rules, entries.exists)
+    }
+
+    /// Whether who a token was made for is still who it was.
+    fn still_holds(&self, entries: &Entries, caller: &Caller) -> bool {
+        match &caller.0.subject {
+            Subject::Job { issuer, .. } => self.issuers.iter().any(|known| known.name() == issuer),
+            _ => entries.still_knows(&caller.0),
+        }
+    }
+
+    fn robot_scope<'a>(&self, entries: &'a Entries, caller: &Caller) -> Option<&'a rules::RobotScope> {
+        let Subject::Robot { name, .. } = &caller.0.subject else { return None };
+        Some(&entries.robots.by_name.get(name)?.scope)
+    }
+
+    fn judge(
+        &self,
+        entries: &Entries,
+        caller: &Caller,
+        verb: Verb,
+        repository: &Repository,
+    ) -> Result<Grounds, Reason> {
+        let scope = self.robot_scope(entries, caller);
+        self.rules.judge(self.mode(entries), &caller.0.subject, scope, verb, repository)
+    }
+
+    fn without_login(&self, from: Visitor<'_>) -> Caller {
+        let names = from.certificate.map(certificate::names).unwrap_or_default();
+        if names.is_empty() { self.anonymous.clone() } else { Caller::new(Subject::Certificate { names }, None, None) }
+    }
+
+    async fn bearer(&self, token: Secret, entries: &Entries) -> Result<Caller, Unidentified> {
+        let (now, key) = (self.clock.now(), known::hash_of(&token));
+        let caller = match self.remembered.token(&key) {
+            Some(caller) => caller,
+            None => {
+                let caller = match token::check(&self.keys, Use::Access, &token, now) {
+                    Some(caller) => caller,
+                    None => match self.robot(&token, None) {
+                        Some(robot) => return Ok(robot),
+                        None => return self.job(&token).await.unwrap_or(Err(Unidentified::InvalidToken)),
+                    },
+                };
+                self.remembered.keep_token(key, &caller);
+                caller
+            }
+        };
+        let good = caller.0.ends_at.is_none_or(|ends_at| now < ends_at) && self.still_holds(entries, &caller);
+        if good { Ok(caller) } else { Err(Unidentified::InvalidToken) }
+    }
+
+    /// The robot whose token this is, if it has not expired; where a name is given with it, it must be the robot's.
+    fn robot(&self, token: &Secret, username: Option<&str>) -> Option<Caller> {
+        if !token.expose().starts_with(TOKEN_PREFIX) {
+            return None;
+        }
+        let entries = self.book.now();
+        let (name, robot) = entries.robots.of_token(token)?;
+        let good = username.is_none_or(|username| username == name) && self.clock.now() < robot.expires_at;
+        good.then(|| robot.caller.clone())
+    }
+
+    /// The job whose token this is; `None` where it claims to be of no issuer that is known.
+    async fn job(&self, token: &Secret) -> Option<Result<Caller, Unidentified>> {
+        let iss = token::claimed_issuer(token)?;
+        let issuer = self.issuers.iter().find(|issuer| issuer.is(&iss))?;
+        let (now, key) = (self.clock.now(), known::hash_of(token));
+        if let Some(caller) = self.remembered.job(&key, now) {
+            return Some(Ok(caller));
+        }
+        Some(match issuer.check(token, &self.rules.claims(), now).await {
+            Ok(caller) => {
+                debug!(caller = %caller, "a token of `{iss}` is taken for {caller}");
+                self.remembered.keep_job(key, &caller, now);
+                Ok(caller)
+            }
+            Err(NotTaken::Invalid(why)) => {
+                info!("a token of `{iss}` is not taken: {why}");
+                Err(Unidentified::NotTaken(why))
+            }
+            Err(NotTaken::NoKeys) => Err(Unidentified::NoKeys),
+        })
+    }
+
+    fn remembered(&self, username: &str, password: &Secret) -> Option<Caller> {
+        let caller = self.remembered.password(username, password, self.clock.now())?;
+        self.book.now().still_knows(&caller.0).then_some(caller)
+    }
+
+    fn check_brake(&self, username: &str, address: IpAddr) -> Result<(), Unidentified> {
+        match self.brake.wait(username, address, self.clock.now()) {
+            Some(wait) => Err(Unidentified::TooManyFailures { wait }),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes long on purpose; as long for names that nobody has.
+    fn check_password(&self, username: &str, password: &Secret, address: IpAddr) -> Result<Caller, Unidentified> {
+        let entries = self.book.now();
+        let account = entries.users.accounts.get(username);
+        let hash = account.map(|account| &account.hash);
+        let hash = hash.or_else(|| entries.users.stand_in(self.remembered.number_of(username)));
+        let fits = hash.is_some_and(|hash| hash.is_of(password));
+        let now = self.clock.now();
+        match account.filter(|_| fits) {
+            Some(account) => {
+                self.brake.succeeded(username);
+                self.remembered.keep_password(username, password, &account.caller, now);
+                Ok(account.caller.clone())
+            }
+            None => {
+                self.brake.failed(username, address, now);
+                // Of the name only that it is one: what stands there may be a password in the wrong field.
+                info!(client = %address, known = account.is_some(), "a login from {address} failed");
+                Err(Unidentified::WrongPassword)
+            }
+        }
+    }
+
+    fn issue(&self, caller: &Caller, scopes: &[Scope], offline: bool) -> Result<Issued, NoKey> {
+        let entries = self.book.now();
+        let mut grants = Grants::default();
+        for scope in scopes {
+            match scope {
+                Scope::Catalog => grants.catalog = true,
+                Scope::Repository { name, verbs } => {
+                    let Ok(target) = self.rules.routes().resolve(name, None) else { continue };
+                    let may = |verb: &Verb| self.judge(&entries, caller, *verb, &target.repository).is_ok();
+                    let verbs: Verbs = verbs.iter().filter(may).collect();
+                    if !verbs.is_empty() {
+                        grants.repositories.push((target.repository, verbs));
+                    }
+                }
+            }
+        }
+        let now = self.clock.now();
+        let until = |life| caller.0.ends_at.map_or(now + life, |ends_at| ends_at.min(now + life));
+        let (subject, ends_at) = (&caller.0.subject, until(self.token_life));
+        let token = token::sign(&self.keys, Use::Access, subject, &grants, now, ends_at)?;
+        // Without a login there is nothing to spare the client; a certificate is shown anew with every connection.
+        let lasting = matches!(subject, Subject::User { .. } | Subject::Robot { .. } | Subject::Job { .. });
+        let refresh = if offline && lasting && !self.refresh_life.is_zero() {
+            let ends_at = until(self.refresh_life);
+            Some(token::sign(&self.keys, Use::Refresh, subject, &Grants::default(), now, ends_at)?)
+        } else {
+            None
+        };
+        Ok(Issued { token, refresh, issued_at: now, expires_in: ends_at.duration_since(now).as_secs() })
+    }
+}
+
+impl Denial {
+    /// For the log and for messages.
+    pub fn reason(&self) -> String {
+        match self {
+            Self::LogIn(why) => why.to_string(),
+            Self::OutOfScope => "the token was made for something else".to_owned(),
+            Self::Forbidden => Reason::NoRule.to_string(),
+        }
+    }
+}
+
+/// `access/` in the data folder.
+pub fn folder(data: &Path) -> PathBuf {
+    data.join("access")
+}
+
+/// The users' file: that of the settings, or our own.
+pub fn users_file(settings: &AccessSettings, data: &Path) -> UsersFile {
+    UsersFile::new(settings.htpasswd.clone().unwrap_or_else(|| folder(data).join("users")))
+}

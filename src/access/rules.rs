@@ -1,0 +1,287 @@
+//! (pure) The access rules, and what they say of a caller, a verb and a repository.
+//!
+//! Patterns are in names as clients write them; decisions are about the repository that a name leads to. A rule covers
+//! a repository if any of its names matches, so no other name of it is a way around, and none is needed (invariant 14).
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::sync::Arc;
+
+use quick_cache::sync::Cache;
+
+use super::caller::{Subject, Verb, Verbs};
+use super::member::{Glob, Member};
+use super::settings::AccessSettings;
+use crate::names::{Origin, Pattern, Repository, Routes};
+use crate::oci::RepositoryName;
+
+/// Repositories whose rules are remembered.
+const PLACES_MAX: usize = 8192;
+
+/// What was had with credentials, and is not for anonymous callers: by the upstream's host, its key in the settings and
+/// the names there.
+pub type Private = HashMap<Arc<str>, (Arc<str>, Vec<Pattern>)>;
+
+/// The rules, compiled.
+pub struct Rules {
+    rules: Vec<Rule>,
+    routes: Arc<Routes>,
+    private: Private,
+    places: Cache<Repository, Arc<Place>>,
+}
+
+/// Who decides where no rule fits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// No rule, no user, no robot: everybody may do everything.
+    Open,
+    /// No rule: users may do everything, robots what their tokens say.
+    Logins,
+    /// What no rule allows is denied.
+    Rules,
+}
+
+/// Why it is allowed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Grounds {
+    Open,
+    Login,
+    /// Its place in the settings, from 0.
+    Rule(usize),
+    /// The place of the pattern in the robot's scope, from 0.
+    RobotScope(usize),
+}
+
+/// Why it is denied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reason {
+    NoRule,
+    NotLoggedIn,
+    /// The upstream is asked with credentials, and the caller has not logged in.
+    Private {
+        upstream: Arc<str>,
+    },
+}
+
+/// What a robot's own token allows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RobotScope {
+    pub patterns: Vec<Pattern>,
+    pub verbs: Verbs,
+}
+
+struct Rule {
+    pattern: Pattern,
+    verbs: Verbs,
+    anonymous: bool,
+    authenticated: bool,
+    users: HashSet<String>,
+    robots: HashSet<String>,
+    certificates: HashSet<String>,
+    claims: Vec<Vec<(String, Glob)>>,
+}
+
+/// What is always the same of a repository.
+struct Place {
+    names: Vec<RepositoryName>,
+    /// Numbers of the rules that cover it, in order.
+    rules: Vec<usize>,
+    private: Option<Arc<str>>,
+}
+
+impl Rules {
+    /// `settings` have been checked.
+    pub fn new(settings: &AccessSettings, routes: Arc<Routes>, private: Private) -> Self {
+        let rules = settings.rule.iter().filter_map(|rule| {
+            let mut compiled = Rule::new(rule.repository.parse().ok()?, rule.verbs.iter().copied().collect());
+            for member in rule.to.iter().filter_map(|member| member.parse().ok()) {
+                compiled.let_in(member, settings);
+            }
+            Some(compiled)
+        });
+        Self { rules: rules.collect(), routes, private, places: Cache::new(PLACES_MAX) }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.rules.is_empty()
+    }
+
+    pub fn len(&self) -> usize {
+        self.rules.len()
+    }
+
+    /// Whether some upstream is not for anonymous callers.
+    pub fn has_private(&self) -> bool {
+        !self.private.is_empty()
+    }
+
+    pub fn routes(&self) -> &Arc<Routes> {
+        &self.routes
+    }
+
+    /// Claims that some rule asks for: the others of a token are of no use.
+    pub fn claims(&self) -> HashSet<&str> {
+        let wanted = self.rules.iter().flat_map(|rule| rule.claims.iter().flatten());
+        wanted.map(|(name, _)| name.as_str()).collect()
+    }
+
+    /// `scope`: of a robot, what its own token allows.
+    pub fn judge(
+        &self,
+        mode: Mode,
+        subject: &Subject,
+        scope: Option<&RobotScope>,
+        verb: Verb,
+        repository: &Repository,
+    ) -> Result<Grounds, Reason> {
+        let place = self.place(repository);
+        if let (Some(upstream), true) = (&place.private, subject.is_anonymous()) {
+            return Err(Reason::Private { upstream: upstream.clone() });
+        }
+        if mode == Mode::Open {
+            return Ok(Grounds::Open);
+        }
+        let covering = place.rules.iter().filter_map(|number| Some((*number, self.rules.get(*number)?)));
+        for (number, rule) in covering {
+            if rule.verbs.has(verb) && rule.admits(subject) {
+                return Ok(Grounds::Rule(number));
+            }
+        }
+        if let Some(scope) = scope.filter(|scope| scope.verbs.has(verb))
+            && let Some(number) = scope.patterns.iter().position(|pattern| pattern.covers(&place.names))
+        {
+            return Ok(Grounds::RobotScope(number));
+        }
+        match subject {
+            Subject::User { .. } if mode == Mode::Logins => Ok(Grounds::Login),
+            Subject::Anonymous => Err(Reason::NotLoggedIn),
+            _ => Err(Reason::NoRule),
+        }
+    }
+
+    /// Whether the rules let the caller do this to any repository at all: names of nothing are answered by it.
+    pub fn everywhere(&self, mode: Mode, subject: &Subject, verb: Verb) -> bool {
+        let open = mode == Mode::Open && !(subject.is_anonymous() && self.has_private());
+        let login = mode == Mode::Logins && matches!(subject, Subject::User { .. });
+        let admits = |rule: &Rule| rule.pattern.is_everything() && rule.verbs.has(verb) && rule.admits(subject);
+        open || login || (!(subject.is_anonymous() && self.has_private()) && self.rules.iter().any(admits))
+    }
+
+    /// Whether the rules let the caller do this to some repository.
+    pub fn somewhere(&self, mode: Mode, subject: &Subject, scope: Option<&RobotScope>, verb: Verb) -> bool {
+        let by_rule = || self.rules.iter().any(|rule| rule.verbs.has(verb) && rule.admits(subject));
+        mode == Mode::Open
+            || (mode == Mode::Logins && matches!(subject, Subject::User { .. }))
+            || by_rule()
+            || scope.is_some_and(|scope| scope.verbs.has(verb) && !scope.patterns.is_empty())
+    }
+
+    /// `grounds` in words.
+    pub fn explain(&self, grounds: &Grounds, scope: Option<&RobotScope>) -> String {
+        let pattern = |pattern: Option<&Pattern>| pattern.map(ToString::to_string).unwrap_or_default();
+        match grounds {
+            Grounds::Open => "there are no rules, users and robots: everybody may do everything".to_owned(),
+            Grounds::Login => "there are no rules: users may do everything".to_owned(),
+            Grounds::Rule(at) => {
+                format!("rule {}, for `{}`", at + 1, pattern(self.rules.get(*at).map(|rule| &rule.pattern)))
+            }
+            Grounds::RobotScope(at) => {
+                format!("the robot's own scope, `{}`", pattern(scope.and_then(|scope| scope.patterns.get(*at))))
+            }
+        }
+    }
+
+    fn place(&self, repository: &Repository) -> Arc<Place> {
+        if let Some(place) = self.places.get(repository) {
+            return place;
+        }
+        let names = self.routes.names_of(repository);
+        let covers = |(number, rule): (usize, &Rule)| rule.pattern.covers(&names).then_some(number);
+        let rules = self.rules.iter().enumerate().filter_map(covers).collect();
+        let private = match &repository.origin {
+            Origin::Local => None,
+            Origin::Upstream(host) => self.private.get(host).and_then(|(upstream, patterns)| {
+                patterns.iter().any(|pattern| pattern.matches(&repository.name)).then(|| upstream.clone())
+            }),
+        };
+        let place = Arc::new(Place { names, rules, private });
+        self.places.insert(repository.clone(), place.clone());
+        place
+    }
+}
+
+impl Mode {
+    /// `logins`: whether there is a file of users or robots. With nobody left in it, nobody can log in: removing the last
+    /// user opens nothing.
+    pub fn of(rules: &Rules, logins: bool) -> Self {
+        match (rules.is_empty(), logins) {
+            (false, _) => Self::Rules,
+            (true, true) => Self::Logins,
+            (true, false) => Self::Open,
+        }
+    }
+}
+
+impl Rule {
+    fn new(pattern: Pattern, verbs: Verbs) -> Self {
+        Self {
+            pattern,
+            verbs,
+            anonymous: false,
+            authenticated: false,
+            users: HashSet::new(),
+            robots: HashSet::new(),
+            certificates: HashSet::new(),
+            claims: Vec::new(),
+        }
+    }
+
+    fn let_in(&mut self, member: Member, settings: &AccessSettings) {
+        match member {
+            Member::Anonymous => self.anonymous = true,
+            Member::Authenticated => self.authenticated = true,
+            Member::User(name) => drop(self.users.insert(name)),
+            Member::Robot(name) => drop(self.robots.insert(name)),
+            Member::Certificate(name) => drop(self.certificates.insert(name)),
+            Member::Claims(claims) => self.claims.push(claims),
+            Member::Group(name) => {
+                let members = settings.groups.get(&name).into_iter().flatten();
+                for member in members.filter_map(|member| Member::parse_in_group(member).ok()) {
+                    // A group holds no groups: the settings have been checked.
+                    if !matches!(member, Member::Group(_)) {
+                        self.let_in(member, settings);
+                    }
+                }
+            }
+        }
+    }
+
+    fn admits(&self, subject: &Subject) -> bool {
+        self.anonymous
+            || match subject {
+                Subject::Anonymous => false,
+                Subject::User { name, .. } => self.authenticated || self.users.contains(name),
+                Subject::Robot { name, .. } => self.robots.contains(name),
+                Subject::Certificate { names } => {
+                    self.authenticated || names.iter().any(|name| self.certificates.contains(name))
+                }
+                Subject::Job { claims, .. } => {
+                    self.authenticated || self.claims.iter().any(|wanted| Member::has_claims(wanted, claims))
+                }
+            }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoRule => f.write_str("no rule allows it"),
+            Self::NotLoggedIn => f.write_str("no rule allows it to anonymous callers"),
+            Self::Private { upstream } => write!(
+                f,
+                "upstream `{upstream}` is asked with credentials, so its content needs a login; `anonymous = true` in \
+                 [upstream.{upstream}] says otherwise"
+            ),
+        }
+    }
+}

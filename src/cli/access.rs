@@ -1,0 +1,78 @@
+//! `sealock access explain`: which rule decides, and about which repository.
+
+use clap::{Args, Subcommand};
+use serde_json::json;
+
+use super::{Common, Failure, print};
+use crate::access::{self, AccessReport, Verb};
+use crate::oci::RepositoryName;
+
+#[derive(Subcommand)]
+pub enum AccessCommand {
+    /// Say whether somebody may do something, which rule decides, and all names of what they ask for
+    ///
+    /// Exits with 0 if it is allowed, with 1 if it is denied.
+    Explain(Explain),
+}
+
+#[derive(Args)]
+pub struct Explain {
+    /// anonymous, a user's name, robot:NAME, certificate:NAME, or claim:NAME=VALUE,…
+    #[arg(value_name = "USER")]
+    caller: String,
+    /// pull, push, delete or admin
+    verb: Verb,
+    /// As clients write it, such as security-products/semgrep
+    name: RepositoryName,
+    /// The upstream host that containerd names beside it
+    #[arg(long, value_name = "HOST")]
+    ns: Option<String>,
+    /// Print as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl AccessCommand {
+    pub fn run(self, common: &Common) -> Result<(), Failure> {
+        let Self::Explain(asked) = self;
+        let settings = common.settings()?;
+        let routes = settings.routes().map_err(|why| Failure::new(&why, None))?;
+        let explanation = access::explain(
+            &settings.access,
+            &settings.server.data,
+            routes.into(),
+            settings.private_repositories(),
+            access::Question {
+                caller: &asked.caller,
+                verb: asked.verb,
+                name: &asked.name,
+                namespace: asked.ns.as_deref(),
+            },
+        )
+        .map_err(Failure::found)?;
+        let verdict = if explanation.allowed { "may" } else { "may not" };
+        if asked.json {
+            print::json(&json!({
+                "allowed": explanation.allowed, "why": explanation.why,
+                "repository": explanation.repository, "names": explanation.names,
+            }))?;
+        } else {
+            print::line(&format!("`{}` {verdict} {} `{}`: {}", asked.caller, asked.verb, asked.name, explanation.why))?;
+            print::line(&format!("repository: {}", explanation.repository))?;
+            print::line(&format!("its names:  {}", explanation.names.join(", ")))?;
+        }
+        if explanation.allowed { Ok(()) } else { Err(Failure::found("it is denied".to_owned())) }
+    }
+}
+
+/// For the banner and the status.
+pub fn describe(report: &AccessReport) -> String {
+    let AccessReport { open, rules, users, robots } = report;
+    match (open, rules) {
+        (true, _) => "access: everybody who reaches it may pull, push and delete; `sealock user add NAME`, or \
+                      [[access.rule]], changes that"
+            .to_owned(),
+        (false, 0) => format!("access: with a login alone ({users} users, {robots} robots; no rules)"),
+        (false, _) => format!("access: by {rules} rules ({users} users, {robots} robots)"),
+    }
+}

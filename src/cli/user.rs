@@ -1,0 +1,119 @@
+//! `sealock user add|passwd|rm|list`: who can log in with a password.
+
+use std::io::{self, IsTerminal as _, Read as _};
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+use super::{Common, Failure, print};
+use crate::access::{self, PASSWORD_BYTES_MAX, UsersError, UsersFile};
+use crate::secret::Secret;
+
+#[derive(Subcommand)]
+pub enum UserCommand {
+    /// Add a user; the password is asked for, or read from standard input
+    ///
+    /// It takes effect at once, also in a server that runs. With the first user or rule, whoever has no login is let in
+    /// by access rules alone.
+    Add(WithPassword),
+    /// Set a user's password; whoever logged in with the old one must log in again
+    Passwd(WithPassword),
+    /// Remove a user, at once
+    Rm(Named),
+    /// List the users
+    List(List),
+}
+
+#[derive(Args)]
+pub struct WithPassword {
+    name: String,
+    /// Read the password from this file; a line end at its end does not count
+    #[arg(long, value_name = "FILE")]
+    password_file: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub struct Named {
+    name: String,
+}
+
+#[derive(Args)]
+pub struct List {
+    /// Print as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl UserCommand {
+    pub fn run(self, common: &Common) -> Result<(), Failure> {
+        let settings = common.settings()?;
+        let file = access::users_file(&settings.access, &settings.server.data);
+        match self {
+            Self::Add(user) => {
+                file.add(&user.name, &user.password()?)?;
+                print::line(&format!("user `{}` can log in", user.name))
+            }
+            Self::Passwd(user) => {
+                file.set_password(&user.name, &user.password()?)?;
+                print::line(&format!("user `{}` has a new password", user.name))
+            }
+            Self::Rm(user) => {
+                file.remove(&user.name)?;
+                print::line(&format!("user `{}` is removed", user.name))
+            }
+            Self::List(list) => show(&file, list.json),
+        }
+    }
+}
+
+impl WithPassword {
+    fn password(&self) -> Result<Secret, Failure> {
+        let failed = |why: io::Error| Failure::new(&why, None);
+        if let Some(path) = &self.password_file {
+            let file = std::fs::File::open(path).map_err(|why| {
+                Failure::new(&why, Some(format!("cannot read the password file `{}`", path.display())))
+            })?;
+            return read(file).map_err(failed);
+        }
+        if !io::stdin().is_terminal() {
+            return read(io::stdin()).map_err(failed);
+        }
+        let ask = |prompt: &str| rpassword::prompt_password(prompt).map(Secret::new).map_err(failed);
+        let password = ask(&format!("Password for {}: ", self.name))?;
+        if ask("Again: ")? != password {
+            return Err(Failure::found("the two passwords differ; nothing is changed".to_owned()));
+        }
+        Ok(password)
+    }
+}
+
+/// The first line, and no more than a password may have.
+fn read(from: impl io::Read) -> io::Result<Secret> {
+    let mut text = String::new();
+    from.take(PASSWORD_BYTES_MAX as u64 + 3).read_to_string(&mut text)?;
+    Ok(Secret::new(text.strip_suffix('\n').map_or(text.as_str(), |text| text.trim_end_matches('\r'))))
+}
+
+fn show(file: &UsersFile, json: bool) -> Result<(), Failure> {
+    let (names, broken) = file.list()?;
+    for (line, why) in &broken {
+        eprintln!("sealock: line {line} of the users' file is of no use: {why}");
+    }
+    if json {
+        return print::json(&names);
+    }
+    if names.is_empty() {
+        return print::line("there are no users; add one with `sealock user add NAME`");
+    }
+    names.iter().try_for_each(|name| print::line(name))
+}
+
+impl From<UsersError> for Failure {
+    fn from(why: UsersError) -> Self {
+        let hint = match &why {
+            UsersError::Unknown(_) => Some("list them with `sealock user list`".to_owned()),
+            _ => None,
+        };
+        Self::new(&why, hint)
+    }
+}

@@ -1,0 +1,137 @@
+//! `sealock user`, `robot` and `access explain`; and callers that show a certificate.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use rcgen::{CertificateParams, DnType, KeyPair};
+use sealock::access::{Denial, Reason, Shown, Visitor};
+
+use super::*;
+
+/// Runs a command with `input` on standard input: exit code, standard output, standard error.
+fn run(folder: &Path, arguments: &[&str], input: &str) -> (i32, String, String) {
+    std::fs::write(folder.join("input"), input).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sealock"));
+    command.current_dir(folder).env_clear().args(["-c", "site.toml"]).args(arguments);
+    let Output { status, stdout, stderr } =
+        command.stdin(std::fs::File::open(folder.join("input")).unwrap()).output().unwrap();
+    (status.code().unwrap(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
+}
+
+fn folder(settings: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("site.toml"), settings).unwrap();
+    folder
+}
+
+#[test]
+fn users_are_kept_by_commands_and_never_on_the_command_line() {
+    let folder = folder("presets = []\n");
+    let done = |arguments: &[&str], input: &str| {
+        let (code, out, err) = run(folder.path(), arguments, input);
+        assert_eq!((code, err.as_str()), (0, ""), "{arguments:?}");
+        out
+    };
+    let refused = |arguments: &[&str], input: &str, words: &str| {
+        let (code, _, err) = run(folder.path(), arguments, input);
+        assert!(code != 0 && err.contains(words), "{arguments:?}: {code} {err}");
+    };
+    assert!(done(&["user", "list"], "").contains("there are no users"));
+    done(&["user", "add", "alice"], "sesame-open\n");
+    std::fs::write(folder.path().join("secret"), "open-sesame\r\n").unwrap();
+    done(&["user", "add", "bob", "--password-file", "secret"], "");
+    refused(&["user", "add", "alice"], "sesame-open", "there is a user `alice` already");
+    refused(&["user", "add", "carol"], "short", "fewer than 8 characters");
+    refused(&["user", "add", "carol", "sesame-open"], "", "unexpected argument");
+    refused(&["user", "add", "a:b"], "sesame-open", "no name for a user");
+    done(&["user", "passwd", "alice"], "open-sesame");
+    assert_eq!(done(&["user", "list"], ""), "alice\nbob\n");
+    let file = std::fs::read_to_string(folder.path().join("data/access/users")).unwrap();
+    assert!(file.lines().all(|line| line.contains(":$argon2id$")), "{file}");
+    done(&["user", "rm", "alice"], "");
+    refused(&["user", "rm", "alice"], "", "there is no user `alice`");
+    assert_eq!(done(&["user", "list", "--json"], "").split_whitespace().collect::<String>(), r#"["bob"]"#);
+}
+
+#[test]
+fn robots_are_listed_without_what_would_let_them_in() {
+    // Invariant 12
+    let folder = folder("presets = []\n");
+    let add = ["robot", "add", "ci", "--repository", "team/**", "--verbs", "pull,push", "--for", "90d"];
+    let (code, token, _) = run(folder.path(), &add, "");
+    assert!(code == 0 && token.starts_with("slr_"), "{code} {token}");
+    let (_, listed, _) = run(folder.path(), &["robot", "list"], "");
+    assert!(listed.contains("ci") && listed.contains("pull,push") && listed.contains("team/**"), "{listed}");
+    assert!(!listed.contains(token.trim()));
+    for wrong in [
+        &["robot", "add", "x", "--for", "90d", "--verbs", "pull"][..],
+        &["robot", "add", "x", "--for", "90d", "--repository", "team/*", "--verbs", "pull"],
+        &["robot", "add", "x", "--repository", "team/**", "--verbs", "pull"],
+        &["robot", "add", "ci", "--for", "90d"],
+        &["robot", "revoke", "x"],
+    ] {
+        assert_ne!(run(folder.path(), wrong, "").0, 0, "{wrong:?}");
+    }
+    assert_eq!(run(folder.path(), &["robot", "revoke", "ci"], "").0, 0);
+    assert!(run(folder.path(), &["robot", "list"], "").1.contains("there are no robots"));
+}
+
+#[test]
+fn explain_names_the_rule_and_the_repository() {
+    let rules = rule("security-products/**", &["pull"], &["anonymous"])
+        + &rule("team/**", &["pull", "push"], &["user:alice"])
+        + &rule("team/**", &["pull"], &["robot:ci"]);
+    let folder = folder(&format!("presets = [\"gitlab\"]\n{rules}"));
+    run(folder.path(), &["user", "add", "alice"], "sesame-open");
+    for (asked, code, words) in [
+        (
+            &["anonymous", "pull", "registry.gitlab.com/security-products/semgrep"][..],
+            0,
+            "rule 1, for `security-products/**`",
+        ),
+        (&["anonymous", "pull", "security-products/semgrep", "--ns", "registry.gitlab.com"], 0, "rule 1,"),
+        (&["anonymous", "push", "security-products/semgrep"], 1, "no rule allows it to anonymous callers"),
+        (&["alice", "push", "team/app"], 0, "rule 2, for `team/**`"),
+        (&["alice", "delete", "team/app"], 1, "no rule allows it"),
+        (&["bob", "pull", "team/app"], 1, "no rule allows it (there is no user `bob`)"),
+        (&["robot:ci", "pull", "team/app"], 0, "rule 3,"),
+    ] {
+        let mut arguments = vec!["access", "explain"];
+        arguments.extend(asked);
+        let (exit, out, err) = run(folder.path(), &arguments, "");
+        assert_eq!(exit, code, "{asked:?} {out} {err}");
+        assert!(out.contains(words), "{asked:?} says {out}");
+    }
+    let (_, out, _) = run(folder.path(), &["access", "explain", "alice", "pull", "security-products/x"], "");
+    assert!(out.contains("repository: registry.gitlab.com/security-products/x\n"), "{out}");
+    assert!(out.contains("its names:  registry.gitlab.com/security-products/x, security-products/x\n"), "{out}");
+}
+
+#[tokio::test]
+async fn a_verified_certificate_is_a_login() {
+    let rules = rule("team/**", &["pull"], &["certificate:runner-7"]) + &rule("all/**", &["pull"], &["authenticated"]);
+    let site = Sealock::setup().settings(&rules).start().await;
+    let certificate = |name: &str| {
+        let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.self_signed(&KeyPair::generate().unwrap()).unwrap().der().to_vec()
+    };
+    let access = site.app.access();
+    let place = |name: &str| site.app.routes().resolve(&name.parse().unwrap(), None).unwrap().repository;
+    let token = token(&site, "", &["repository:all/x:pull"]).await;
+    for (name, team) in [("runner-7", Ok(())), ("runner-8", Err(Denial::Forbidden))] {
+        let der = certificate(name);
+        let visitor = Visitor { address: "127.0.0.1".parse().unwrap(), certificate: Some(&der) };
+        // An anonymous token beside it takes nothing away.
+        for shown in [Shown::Nothing, Shown::Bearer(Secret::new(&token["Bearer ".len()..]))] {
+            let caller = access.identify(shown, visitor).await.unwrap();
+            assert_eq!(&**caller.id(), format!("certificate:{name}"));
+            assert_eq!(access.decide(&caller, Verb::Pull, &place("team/app")), team);
+            assert_eq!(access.decide(&caller, Verb::Pull, &place("all/app")), Ok(()));
+        }
+    }
+    let visitor = Visitor { address: "127.0.0.1".parse().unwrap(), certificate: Some(b"rubbish") };
+    let caller = access.identify(Shown::Nothing, visitor).await.unwrap();
+    let denied = access.decide(&caller, Verb::Pull, &place("all/app"));
+    assert_eq!(denied, Err(Denial::LogIn(Reason::NotLoggedIn)));
+}

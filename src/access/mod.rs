@@ -21,6 +21,7 @@ mod caller;
 mod certificate;
 mod explain;
 mod file;
+mod identify;
 mod issuer;
 mod keys;
 mod known;
@@ -40,7 +41,6 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::Semaphore;
-use tracing::{debug, info};
 
 pub use self::brake::{ACCOUNT_TRIES, ADDRESS_TRIES, WAIT_MAX};
 pub use self::caller::{Caller, Grants, Mark, Subject, Verb, Verbs};
@@ -55,7 +55,7 @@ pub use self::users::{UsersError, UsersFile};
 
 use self::book::{Book, Entries};
 use self::brake::Brake;
-use self::issuer::{Issuer, NotTaken};
+use self::issuer::Issuer;
 use self::keys::{Keys, NoKey};
 use self::known::Remembered;
 use self::token::Use;
@@ -202,29 +202,6 @@ impl Access {
         Verbs::CONTENT.iter().all(may)
     }
 
-    /// Who asks. Memory alone is asked where it can be; a password that is not remembered takes its time. Where
-    /// everybody may do everything, nobody has a login, and what is shown does not matter.
-    pub async fn identify(&self, shown: Shown, from: Visitor<'_>) -> Result<Caller, Unidentified> {
-        let inner = &self.0;
-        // The one look at the files of a request.
-        let entries = inner.book.now();
-        if inner.mode(&entries) == Mode::Open {
-            return Ok(inner.without_login(from));
-        }
-        let caller = match shown {
-            Shown::Nothing => return Ok(inner.without_login(from)),
-            Shown::Unreadable => return Err(Unidentified::Unreadable),
-            Shown::Bearer(token) => inner.bearer(token, &entries).await?,
-            // Boxed: what a hash needs would be moved with every request.
-            Shown::Basic { username, password } => Box::pin(self.basic(username, password, from)).await?,
-        };
-        // An anonymous token says no more than its scope: what the connection's certificate says stays true.
-        if caller.is_anonymous() && from.certificate.is_some() {
-            return Ok(inner.without_login(from));
-        }
-        Ok(caller)
-    }
-
     /// Who a refresh token is for.
     pub fn refresh(&self, token: &Secret) -> Result<Caller, Unidentified> {
         let inner = &self.0;
@@ -288,48 +265,6 @@ impl Access {
             robots: entries.robots.by_name.len(),
         }
     }
-
-    async fn basic(&self, username: String, password: Secret, from: Visitor<'_>) -> Result<Caller, Unidentified> {
-        if username.is_empty() && password.expose().is_empty() {
-            // What skopeo sends where it has nothing to log in with.
-            return Ok(self.0.without_login(from));
-        }
-        if let Some(caller) = self.0.robot(&password, Some(&username)) {
-            return Ok(caller);
-        }
-        if let Some(caller) = self.0.job(&password).await {
-            return caller;
-        }
-        self.user(username, password, from.address).await
-    }
-
-    /// The one way for all names: known or not, they are waited for, hashed and counted alike.
-    async fn user(&self, username: String, password: Secret, address: IpAddr) -> Result<Caller, Unidentified> {
-        let inner = &self.0;
-        if let Some(caller) = inner.remembered(&username, &password) {
-            return Ok(caller);
-        }
-        inner.check_brake(&username, address)?;
-        if password.expose().len() > password::PASSWORD_BYTES_MAX || username.len() > users::NAME_MAX {
-            inner.brake.failed(&username, address, inner.clock.now());
-            return Err(Unidentified::WrongPassword);
-        }
-        let waiting = Arc::clone(&inner.waiting).try_acquire_owned().map_err(|_| Unidentified::Busy)?;
-        let place = Arc::clone(&inner.hashing).acquire_owned().await.map_err(|_| Unidentified::Busy)?;
-        drop(waiting);
-        // Others may have guessed, or been let in, while this waited.
-        inner.check_brake(&username, address)?;
-        if let Some(caller) = inner.remembered(&username, &password) {
-            return Ok(caller);
-        }
-        let access = self.clone();
-        // To the end also when the client goes away: a guess that is not waited for counts too.
-        let hashed = tokio::task::spawn_blocking(move || {
-            let _place = place;
-            access.0.check_password(&username, &password, address)
-        });
-        hashed.await.unwrap_or(Err(Unidentified::Busy))
-    }
 }
 
 impl Inner {
@@ -359,99 +294,6 @@ impl Inner {
     ) -> Result<Grounds, Reason> {
         let scope = self.robot_scope(entries, caller);
         self.rules.judge(self.mode(entries), &caller.0.subject, scope, verb, repository)
-    }
-
-    fn without_login(&self, from: Visitor<'_>) -> Caller {
-        let names = from.certificate.map(certificate::names).unwrap_or_default();
-        if names.is_empty() { self.anonymous.clone() } else { Caller::new(Subject::Certificate { names }, None, None) }
-    }
-
-    async fn bearer(&self, token: Secret, entries: &Entries) -> Result<Caller, Unidentified> {
-        let (now, key) = (self.clock.now(), known::hash_of(&token));
-        let caller = match self.remembered.token(&key) {
-            Some(caller) => caller,
-            None => {
-                let caller = match token::check(&self.keys, Use::Access, &token, now) {
-                    Some(caller) => caller,
-                    None => match self.robot(&token, None) {
-                        Some(robot) => return Ok(robot),
-                        None => return self.job(&token).await.unwrap_or(Err(Unidentified::InvalidToken)),
-                    },
-                };
-                self.remembered.keep_token(key, &caller);
-                caller
-            }
-        };
-        let good = caller.0.ends_at.is_none_or(|ends_at| now < ends_at) && self.still_holds(entries, &caller);
-        if good { Ok(caller) } else { Err(Unidentified::InvalidToken) }
-    }
-
-    /// The robot whose token this is, if it has not expired; where a name is given with it, it must be the robot's.
-    fn robot(&self, token: &Secret, username: Option<&str>) -> Option<Caller> {
-        if !token.expose().starts_with(TOKEN_PREFIX) {
-            return None;
-        }
-        let entries = self.book.now();
-        let (name, robot) = entries.robots.of_token(token)?;
-        let good = username.is_none_or(|username| username == name) && self.clock.now() < robot.expires_at;
-        good.then(|| robot.caller.clone())
-    }
-
-    /// The job whose token this is; `None` where it claims to be of no issuer that is known.
-    async fn job(&self, token: &Secret) -> Option<Result<Caller, Unidentified>> {
-        let iss = token::claimed_issuer(token)?;
-        let issuer = self.issuers.iter().find(|issuer| issuer.is(&iss))?;
-        let (now, key) = (self.clock.now(), known::hash_of(token));
-        if let Some(caller) = self.remembered.job(&key, now) {
-            return Some(Ok(caller));
-        }
-        Some(match issuer.check(token, &self.rules.claims(), now).await {
-            Ok(caller) => {
-                debug!(caller = %caller, "a token of `{iss}` is taken for {caller}");
-                self.remembered.keep_job(key, &caller, now);
-                Ok(caller)
-            }
-            Err(NotTaken::Invalid(why)) => {
-                info!("a token of `{iss}` is not taken: {why}");
-                Err(Unidentified::NotTaken(why))
-            }
-            Err(NotTaken::NoKeys) => Err(Unidentified::NoKeys),
-        })
-    }
-
-    fn remembered(&self, username: &str, password: &Secret) -> Option<Caller> {
-        let caller = self.remembered.password(username, password, self.clock.now())?;
-        self.book.now().still_knows(&caller.0).then_some(caller)
-    }
-
-    fn check_brake(&self, username: &str, address: IpAddr) -> Result<(), Unidentified> {
-        match self.brake.wait(username, address, self.clock.now()) {
-            Some(wait) => Err(Unidentified::TooManyFailures { wait }),
-            None => Ok(()),
-        }
-    }
-
-    /// Takes long on purpose; as long for names that nobody has.
-    fn check_password(&self, username: &str, password: &Secret, address: IpAddr) -> Result<Caller, Unidentified> {
-        let entries = self.book.now();
-        let account = entries.users.accounts.get(username);
-        let hash = account.map(|account| &account.hash);
-        let hash = hash.or_else(|| entries.users.stand_in(self.remembered.number_of(username)));
-        let fits = hash.is_some_and(|hash| hash.is_of(password));
-        let now = self.clock.now();
-        match account.filter(|_| fits) {
-            Some(account) => {
-                self.brake.succeeded(username);
-                self.remembered.keep_password(username, password, &account.caller, now);
-                Ok(account.caller.clone())
-            }
-            None => {
-                self.brake.failed(username, address, now);
-                // Of the name only that it is one: what stands there may be a password in the wrong field.
-                info!(client = %address, known = account.is_some(), "a login from {address} failed");
-                Err(Unidentified::WrongPassword)
-            }
-        }
     }
 
     fn issue(&self, caller: &Caller, scopes: &[Scope], offline: bool) -> Result<Issued, NoKey> {

@@ -12,7 +12,7 @@ pub(crate) fn route(data: &[u8]) {
     let (path, query) = text.split_once('?').map_or((text, None), |(path, query)| (path, Some(query)));
     let Ok(asked) = Asked::parse(path, query) else { return };
     let name: Option<&RepositoryName> = match &asked.route {
-        Route::Base | Route::Catalog { .. } | Route::Live | Route::Ready => None,
+        Route::Base | Route::Catalog { .. } | Route::Live | Route::Ready | Route::Token => None,
         Route::Manifest { name, .. } | Route::Blob { name, .. } | Route::Tags { name, .. } => Some(name),
         Route::Referrers { name, .. } | Route::Uploads { name, .. } | Route::Upload { name, .. } => Some(name),
     };

@@ -7,7 +7,7 @@ use std::time::Duration;
 use aws_lc_rs::encoding::AsDer as _;
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::rsa::{KeyPair as RsaKeyPair, KeySize};
-use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair};
 use http::StatusCode;
 use jsonwebtoken::jwk::Jwk;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
@@ -33,6 +33,11 @@ impl Signer {
     fn es256(kid: &'static str) -> Self {
         let pkcs8 = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &SystemRandom::new()).unwrap();
         Self { kid, algorithm: Algorithm::ES256, key: EncodingKey::from_ec_der(pkcs8.as_ref()) }
+    }
+
+    fn es384(kid: &'static str) -> Self {
+        let pkcs8 = EcdsaKeyPair::generate_pkcs8(&ECDSA_P384_SHA384_FIXED_SIGNING, &SystemRandom::new()).unwrap();
+        Self { kid, algorithm: Algorithm::ES384, key: EncodingKey::from_ec_der(pkcs8.as_ref()) }
     }
 
     fn rs256(kid: &'static str) -> Self {
@@ -173,7 +178,9 @@ async fn a_token_that_the_issuer_did_not_make_for_us_is_refused() {
     let (signer, stranger) = (Signer::es256("ec"), Signer::es256("ec"));
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("keys.json");
-    std::fs::write(&file, set(&[&signer])).unwrap();
+    // Its own key, but of a kind that the settings do not name.
+    let es384 = Signer::es384("384");
+    std::fs::write(&file, set(&[&signer, &es384])).unwrap();
     let site = setup(&format!("jwks_file = {file:?}")).start().await;
     let now = site.clock.now().as_second();
     assert_eq!(status(&site, "/v2/", &format!("Bearer {}", signer.token(&site, &json!({})))).await, 200);
@@ -183,6 +190,7 @@ async fn a_token_that_the_issuer_did_not_make_for_us_is_refused() {
     let cases = [
         ("another's signature", stranger.token(&site, &json!({}))),
         ("another key", unknown.token(&site, &json!({}))),
+        ("another kind of signature", es384.token(&site, &json!({}))),
         ("a shared secret", hmac.token(&site, &json!({}))),
         ("another issuer", signer.token(&site, &json!({ "iss": "https://evil.test" }))),
         ("another audience", signer.token(&site, &json!({ "aud": "https://elsewhere.test" }))),

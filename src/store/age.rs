@@ -21,7 +21,8 @@ const NOTE_EVERY: Duration = Duration::from_secs(600);
 pub(super) struct Ages {
     clock: Clock,
     glass: Mutex<Hourglass>,
-    noted: Mutex<Duration>,
+    /// How much had passed at the last note; `None`: the clock has jumped since, or there is none of this run.
+    noted: Mutex<Option<Duration>>,
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -44,9 +45,9 @@ impl Ages {
             None => Noted::default(),
         };
         let glass = Hourglass::new(noted.stretches, noted.passed, &clock);
-        let passed = glass.passed(&clock);
-        let ages = Self { clock, glass: Mutex::new(glass), noted: Mutex::new(passed) };
-        // A start does not fail for it: a full disk, above all, must not keep what is kept from being served.
+        let ages = Self { clock, glass: Mutex::new(glass), noted: Mutex::default() };
+        // A start does not fail for it: a full disk, above all, must not keep what is kept from being served. The next look
+        // tries again.
         if let Err(why) = ages.note(writer).await {
             tracing::error!(error = &why as &dyn std::error::Error, "that a run began cannot be noted yet: {why}");
         }
@@ -55,18 +56,19 @@ impl Ages {
 
     /// What was stamped then or before is `age` old; see [`Hourglass::before`].
     pub(super) fn before(&self, age: Duration) -> Option<Timestamp> {
+        self.look();
         self.glass.lock().unwrap_or_else(PoisonError::into_inner).before(age, &self.clock)
     }
 
     /// Whether a note is due, which it is when the clock has jumped, too.
     fn look(&self) -> bool {
         let mut glass = self.glass.lock().unwrap_or_else(PoisonError::into_inner);
-        let jumped = glass.look(&self.clock);
-        if jumped {
+        let mut noted = self.noted.lock().unwrap_or_else(PoisonError::into_inner);
+        if glass.look(&self.clock) {
             tracing::warn!("the clock has jumped: nothing counts as older for it");
+            *noted = None;
         }
-        let noted = *self.noted.lock().unwrap_or_else(PoisonError::into_inner);
-        jumped || glass.passed(&self.clock).saturating_sub(noted) >= NOTE_EVERY
+        noted.is_none_or(|noted| glass.passed(&self.clock).saturating_sub(noted) >= NOTE_EVERY)
     }
 
     pub(super) async fn note(&self, writer: &Writer) -> Result<(), StoreError> {
@@ -76,7 +78,7 @@ impl Ages {
         };
         let position = serde_json::to_string(&noted).map_err(StoreError::catalog)?;
         writer.apply(Change::NoteJob { name: TIME, position }).await?;
-        *self.noted.lock().unwrap_or_else(PoisonError::into_inner) = noted.passed;
+        *self.noted.lock().unwrap_or_else(PoisonError::into_inner) = Some(noted.passed);
         Ok(())
     }
 }

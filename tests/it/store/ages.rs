@@ -164,3 +164,21 @@ async fn time_that_was_seen_to_pass_outlives_a_kill() {
     site.clock.advance(HOUR);
     assert!(site.store.before(day).is_some());
 }
+
+#[tokio::test]
+async fn a_jump_that_a_question_notices_is_noted_by_the_next_look() {
+    // Invariant 7
+    let site = Site::new().await;
+    let noted = async || {
+        let (text, _) = site.store.job("time").await.unwrap().unwrap();
+        let noted: Value = serde_json::from_str(&text).unwrap();
+        noted["stretches"].as_array().unwrap().len()
+    };
+    assert_eq!(noted().await, 1);
+    site.clock.advance(HOUR);
+    site.store.watch_clock().await.unwrap();
+    site.clock.set_by(-YEAR);
+    site.store.before(std::time::Duration::ZERO);
+    site.store.watch_clock().await.unwrap();
+    assert_eq!(noted().await, 2, "a kill now must not forget it");
+}

@@ -16,7 +16,7 @@ use crate::names::{InvalidRoute, Routes};
 use crate::pull::Pull;
 use crate::push::Push;
 use crate::server::admin::{Admin, AdminError, StatusSource};
-use crate::server::{BindError, Listeners, Recent, Server};
+use crate::server::{BindError, Listeners, Recent, Registry, Server};
 use crate::store::{Store, StoreError};
 use crate::tls::{InvalidTls, ServerTls};
 use crate::upstream::{Upstream, UpstreamSetupError};
@@ -117,9 +117,17 @@ impl App {
             &gate,
             clock.clone(),
         )?;
-        let (face, at, recent) = (settings.server.clone(), clock.clone(), Arc::<Recent>::default());
-        let (registry, guard) = (store.clone(), access.clone());
-        let server = Server::new(face, pull.clone(), push.clone(), registry, guard, routes.clone(), recent.clone(), at);
+        let recent = Arc::<Recent>::default();
+        let registry = Registry {
+            pull: pull.clone(),
+            push: push.clone(),
+            store: store.clone(),
+            access: access.clone(),
+            routes: routes.clone(),
+            recent: recent.clone(),
+            clock: clock.clone(),
+        };
+        let server = Server::new(settings.server.clone(), registry);
         let tls = ServerTls::load(&settings.tls, &clock)?;
         let listeners = Listeners::default().and(&settings.server.listen, tls.as_ref()).await?;
         let listeners = listeners.and(&settings.server.listen_plain, None).await?;

@@ -14,6 +14,7 @@ use serde_json::json;
 use tokio::sync::Semaphore;
 use tracing::{Instrument, Level, debug, debug_span, error, info, warn};
 
+use super::Registry;
 use super::auth::{Door, Wish};
 use super::body::Body;
 use super::incoming::MANIFESTS_BYTES_MAX;
@@ -69,16 +70,8 @@ const READY_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Face {
     /// `stall`: the longest silence within a request's body.
-    pub(super) fn new(
-        pull: Pull,
-        push: Push,
-        store: Store,
-        access: Access,
-        routes: Arc<Routes>,
-        recent: Arc<Recent>,
-        clock: Clock,
-        stall: Duration,
-    ) -> Self {
+    pub(super) fn new(registry: Registry, stall: Duration) -> Self {
+        let Registry { pull, push, store, access, routes, recent, clock } = registry;
         let (pool, ids) = (Pool::new(), AtomicU64::new(fastrand::u64(..)));
         let manifest_room = Arc::new(Semaphore::new(MANIFESTS_BYTES_MAX));
         Self { pull, push, store, access, routes, recent, clock, pool, stall, manifest_room, ids }

@@ -51,6 +51,17 @@ use crate::push::Push;
 use crate::store::Store;
 use face::Face;
 
+/// What requests are answered from.
+pub struct Registry {
+    pub pull: Pull,
+    pub push: Push,
+    pub store: Store,
+    pub access: Access,
+    pub routes: Arc<Routes>,
+    pub recent: Arc<Recent>,
+    pub clock: Clock,
+}
+
 /// The registry's face to its clients.
 pub struct Server {
     face: Arc<Face>,
@@ -58,17 +69,8 @@ pub struct Server {
 }
 
 impl Server {
-    pub fn new(
-        settings: ServerSettings,
-        pull: Pull,
-        push: Push,
-        store: Store,
-        access: Access,
-        routes: Arc<Routes>,
-        recent: Arc<Recent>,
-        clock: Clock,
-    ) -> Self {
-        let face = Face::new(pull, push, store, access, routes, recent, clock, settings.stall_timeout.0);
+    pub fn new(settings: ServerSettings, registry: Registry) -> Self {
+        let face = Face::new(registry, settings.stall_timeout.0);
         Self { face: Arc::new(face), settings }
     }
 

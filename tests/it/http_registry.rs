@@ -19,7 +19,7 @@ use sealock::oci::{Algorithm, Digest, Manifest, MediaType};
 use sealock::pull::Pull;
 use sealock::push::{Push, PushSettings};
 use sealock::server::admin::{Admin, AdminClient, AdminSettings, CloseOrder, OpenOrder, StatusSource};
-use sealock::server::{Listeners, Recent, Server, ServerSettings};
+use sealock::server::{Listeners, Recent, Registry, Server, ServerSettings};
 use sealock::store::{Store, TagSource};
 use sealock::upstream::Upstream;
 use serde_json::{Value, json};
@@ -113,16 +113,16 @@ impl Site {
         let none = AccessSettings::default();
         let access =
             Access::open(&none, data.path(), Arc::clone(&routes), HashMap::new(), &gate, clock.clone()).unwrap();
-        let server = Server::new(
-            ServerSettings::default(),
-            pull.clone(),
+        let registry = Registry {
+            pull: pull.clone(),
             push,
-            store.clone(),
-            access.clone(),
-            Arc::clone(&routes),
-            Arc::clone(&recent),
-            clock.clone(),
-        );
+            store: store.clone(),
+            access: access.clone(),
+            routes: Arc::clone(&routes),
+            recent: Arc::clone(&recent),
+            clock: clock.clone(),
+        };
+        let server = Server::new(ServerSettings::default(), registry);
         let listeners = Listeners::bind(&[SocketAddr::from(([127, 0, 0, 1], 0))]).await.unwrap();
         let address = listeners.addresses()[0];
         let source = StatusSource {

@@ -188,6 +188,21 @@ async fn what_was_had_with_credentials_needs_a_login_here() {
     }
 }
 
+#[tokio::test]
+async fn of_an_upstream_with_credentials_for_some_names_only_those_need_a_login() {
+    let far = FarRegistry::start().await;
+    for name in ["group/app", "open/app"] {
+        far.put_image(name, "1", &[b"layer"]);
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let secret = folder.path().join("secret");
+    std::fs::write(&secret, "upstreams-own").unwrap();
+    let some = format!("credentials = {{ \"group/**\" = {{ username = \"u\", password_file = {secret:?} }} }}");
+    let site = Sealock::setup().upstream("far", "far.test", &far).settings(&some).gate_open().start().await;
+    assert_eq!(status(&site, "/v2/far.test/group/app/manifests/1", "").await, 401);
+    assert_eq!(status(&site, "/v2/far.test/open/app/manifests/1", "").await, 200);
+}
+
 #[test]
 fn a_wrong_rule_is_one_line_with_its_own_line() {
     // Invariant 20

@@ -220,23 +220,20 @@ impl Slot {
             let read = right.and_then(|right| Ok((right, Look::of(&after?))));
             read.map_err(|source| StoreError::Io { doing: "read", path: blob.digest.to_string(), source })
         });
-        match hashed.await? {
-            // It was broken off, or written to meanwhile: what was read may be of before or of after.
-            (None, _) => Ok(Err(Unsound::Unread)),
-            (_, after) if after != look => Ok(Err(Unsound::Unread)),
-            (Some(true), _) => {
-                inner.sound.note(&digest, look, inner.clock.now());
-                Ok(Ok(()))
-            }
-            (Some(false), _) => {
+        let (right, after) = hashed.await?;
+        let verdict = judge(right, &look, &after);
+        match verdict {
+            Ok(()) => inner.sound.note(&digest, look, inner.clock.now()),
+            Err(Unsound::Wrong) => {
                 let change = Change::SetAside { digest, wrong: look.id, by: FoundBy::Read };
                 if let Err(why) = inner.writer.apply(change).await {
                     let error = &why as &dyn std::error::Error;
                     tracing::error!(%digest, error, "the bytes of {digest} are wrong, but it cannot be set aside: {why}");
                 }
-                Ok(Err(Unsound::Wrong))
             }
+            Err(Unsound::Unread) => {}
         }
+        Ok(verdict)
     }
 
     fn free(&self) {
@@ -255,6 +252,17 @@ impl Drop for Slot {
             verdict.get_or_insert(Err(Unsound::Unread));
             open
         });
+    }
+}
+
+/// What to say of bytes that hash rightly or not (`None`: broken off), of a file that looked so before and after. Written
+/// to meanwhile, what was read may be of neither; moved, as a collection moves it, it is what it was.
+fn judge(right: Option<bool>, before: &Look, after: &Look) -> Result<(), Unsound> {
+    let untouched = (before.id, before.size, before.modified) == (after.id, after.size, after.modified);
+    match right {
+        Some(true) if untouched => Ok(()),
+        Some(false) if untouched => Err(Unsound::Wrong),
+        _ => Err(Unsound::Unread),
     }
 }
 
@@ -283,5 +291,25 @@ fn read_at(file: &File, into: &mut [u8], at: u64) -> io::Result<usize> {
             Err(why) if why.kind() == io::ErrorKind::Interrupted => continue,
             read => return read,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_moved_while_it_is_read_is_what_it_was_and_one_that_is_written_to_is_not() {
+        // Invariant 3
+        let look = Look::of(&tempfile::tempfile().unwrap().metadata().unwrap());
+        let moved = Look { changed: (look.changed.0 + 1, 0), ..look };
+        let written = Look { modified: (look.modified.0 + 1, 0), ..moved };
+        assert_eq!(judge(Some(true), &look, &moved), Ok(()));
+        assert_eq!(judge(Some(false), &look, &moved), Err(Unsound::Wrong));
+        for right in [Some(true), Some(false)] {
+            assert_eq!(judge(right, &look, &written), Err(Unsound::Unread), "{right:?}");
+            assert_eq!(judge(right, &look, &Look { size: look.size + 1, ..look }), Err(Unsound::Unread));
+        }
+        assert_eq!(judge(None, &look, &look), Err(Unsound::Unread));
     }
 }

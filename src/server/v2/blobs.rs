@@ -19,7 +19,7 @@ use crate::store::{KeptBlob, Unsound};
 
 const OCTETS: HeaderValue = HeaderValue::from_static("application/octet-stream");
 const BYTES: HeaderValue = HeaderValue::from_static("bytes");
-/// How often a small blob is looked for: once more when the kept copy was found damaged.
+/// How often a small blob is looked for: once more when the kept copy was found damaged, or changed while it was read.
 const FINDS_MAX: usize = 2;
 
 pub(in crate::server) async fn serve(call: &Call<'_>, ask: &Ask, digest: &Digest) -> Answer {
@@ -69,8 +69,8 @@ async fn find(call: &Call<'_>, ask: &Ask, digest: &Digest) -> Result<FoundBlob, 
         let Some(check) = check else { return Ok(found) };
         match Box::pin(check.outcome()).await {
             Ok(()) => return Ok(found),
-            Err(Unsound::Wrong) => {}
-            Err(Unsound::Unread) => break,
+            // Nothing was sent yet: once more.
+            Err(Unsound::Wrong | Unsound::Unread) => {}
         }
     }
     Err(Problem::internal("reading this blob"))

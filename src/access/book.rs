@@ -21,6 +21,8 @@ const TICK: Duration = Duration::from_millis(50);
 pub struct Book {
     users: PathBuf,
     robots: PathBuf,
+    /// Whether the settings name the file of users: then there are logins, whatever became of the file.
+    is_named: bool,
     entries: ArcSwap<Entries>,
     reading: Mutex<()>,
 }
@@ -29,7 +31,8 @@ pub struct Book {
 pub struct Entries {
     pub users: Users,
     pub robots: Robots,
-    /// Whether there is a file of users or robots at all: with none left in it, nobody can log in.
+    /// Whether logins are needed: there is a file of users or robots, was one since the start, or has to be one. With
+    /// nobody left in it, nobody can log in.
     pub exists: bool,
     /// Files that cannot be used, and why.
     problems: Vec<String>,
@@ -41,11 +44,12 @@ pub struct Entries {
 impl Book {
     /// `folder`: `access/` in the data folder; `users`: another file of users.
     pub fn open(folder: &Path, users: Option<&Path>) -> Self {
+        let is_named = users.is_some();
         let users = users.map_or_else(|| folder.join("users"), Path::to_owned);
         let robots = folder.join("robots.json");
-        let entries = read(&users, &robots);
+        let entries = read(&users, &robots, is_named);
         entries.complain();
-        Self { users, robots, entries: ArcSwap::from_pointee(entries), reading: Mutex::new(()) }
+        Self { users, robots, is_named, entries: ArcSwap::from_pointee(entries), reading: Mutex::new(()) }
     }
 
     /// As the files say now.
@@ -63,7 +67,9 @@ impl Book {
         }
         // Before reading, so that the reading that settles it began after the tick.
         let settled = entries.unsettled.filter(|since| !changed && since.elapsed() >= TICK).is_some();
-        let mut read = read(&self.users, &self.robots);
+        let mut read = read(&self.users, &self.robots, self.is_named);
+        // A file that is away, for an editor's moment or for good, opens nothing to everybody.
+        read.exists |= entries.exists;
         if read.stamps == entries.stamps {
             read.unsettled = entries.unsettled.filter(|_| !settled);
         } else {
@@ -100,14 +106,19 @@ impl Entries {
 }
 
 /// What cannot be read counts as empty: then those who are in it cannot log in, and nobody else can either.
-fn read(users: &Path, robots: &Path) -> Entries {
+fn read(users: &Path, robots: &Path, is_named: bool) -> Entries {
     // Before reading: what changes meanwhile is read again.
     let stamps = [Stamp::of(users), Stamp::of(robots)];
     let unsettled = Some(Instant::now());
-    let (mut exists, mut problems) = (false, Vec::new());
+    let (mut exists, mut problems) = (is_named, Vec::new());
     let mut failed = |path: &Path, why: String| problems.push(format!("`{}` cannot be used: {why}", path.display()));
     let users = match file::read(users) {
-        Ok(None) => Users::default(),
+        Ok(None) => {
+            if is_named {
+                failed(users, "it is not there".to_owned());
+            }
+            Users::default()
+        }
         Ok(Some(bytes)) => {
             exists = true;
             Users::parse(&String::from_utf8_lossy(&bytes))
@@ -172,6 +183,22 @@ mod tests {
         file.set_password("alice", &Secret::new("open-sesame")).unwrap();
         assert!(!book.now().still_knows(&alice.0));
         file.remove("alice").unwrap();
+        let entries = book.now();
+        assert!(entries.exists && entries.users.accounts.is_empty());
+    }
+
+    #[test]
+    fn a_file_that_goes_away_opens_nothing() {
+        // Invariant 14
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("htpasswd");
+        let named = Book::open(folder.path(), Some(&path));
+        assert!(named.now().exists, "the settings name a file that is not there");
+        let book = Book::open(folder.path(), None);
+        assert!(!book.now().exists);
+        UsersFile::new(folder.path().join("users")).add("alice", &Secret::new("sesame-open")).unwrap();
+        assert!(book.now().exists);
+        std::fs::remove_file(folder.path().join("users")).unwrap();
         let entries = book.now();
         assert!(entries.exists && entries.users.accounts.is_empty());
     }

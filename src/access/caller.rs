@@ -16,8 +16,6 @@ pub enum Verb {
     Pull,
     Push,
     Delete,
-    /// For the admin API, where it is reached by a login.
-    Admin,
 }
 
 /// Some of the verbs.
@@ -76,14 +74,13 @@ pub struct Grants {
 }
 
 impl Verb {
-    pub const ALL: [Self; 4] = [Self::Pull, Self::Push, Self::Delete, Self::Admin];
+    pub const ALL: [Self; 3] = [Self::Pull, Self::Push, Self::Delete];
 
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Pull => "pull",
             Self::Push => "push",
             Self::Delete => "delete",
-            Self::Admin => "admin",
         }
     }
 }
@@ -92,8 +89,12 @@ impl std::str::FromStr for Verb {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        if text == "admin" {
+            let why = "`admin` is given by `[admin] group`: orders are taken by the socket in the data folder alone";
+            return Err(why.to_owned());
+        }
         let known = Self::ALL.into_iter().find(|verb| verb.as_str() == text);
-        known.ok_or_else(|| format!("`{text}` is no verb; write pull, push, delete or admin"))
+        known.ok_or_else(|| format!("`{text}` is no verb; write pull, push or delete"))
     }
 }
 

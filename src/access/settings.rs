@@ -179,7 +179,7 @@ impl AccessSettings {
             let wrong = |key: &str, message| (vec!["rule".to_owned(), number.to_string(), key.to_owned()], message);
             rule.repository.parse::<Pattern>().map_err(|why| wrong("repository", why.to_string()))?;
             if rule.verbs.is_empty() {
-                return Err(wrong("verbs", "name one or more of pull, push, delete and admin".to_owned()));
+                return Err(wrong("verbs", "name one or more of pull, push and delete".to_owned()));
             }
             if rule.to.is_empty() {
                 return Err(wrong("to", "say whom it lets, such as `user:alice` or `anonymous`".to_owned()));

@@ -20,7 +20,7 @@ pub struct Explain {
     /// anonymous, a user's name, robot:NAME, certificate:NAME, or claim:NAME=VALUE,…
     #[arg(value_name = "USER")]
     caller: String,
-    /// pull, push, delete or admin
+    /// pull, push or delete
     verb: Verb,
     /// As clients write it, such as security-products/semgrep
     name: RepositoryName,

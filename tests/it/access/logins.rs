@@ -141,4 +141,6 @@ async fn a_file_of_users_may_stand_elsewhere() {
     assert_eq!(status(&site, "/v2/", "").await, 401);
     std::fs::write(&file, "").unwrap();
     assert_eq!(status(&site, "/v2/", &of("alice")).await, 401);
+    std::fs::remove_file(&file).unwrap();
+    assert_eq!(status(&site, "/v2/", "").await, 401, "what is away lets nobody in");
 }

@@ -187,12 +187,12 @@ class Site:
         self.processes.append(process)
         return process
 
-    def try_run(self, *command, seconds=COMMAND_SECONDS, **environment):
-        """Run a command to its end, whatever that is."""
+    def try_run(self, *command, seconds=COMMAND_SECONDS, typed="", **environment):
+        """Run a command to its end, whatever that is. `typed` is its standard input: a password, above all."""
         command = [*self.inside, *command]
         try:
             return subprocess.run(command, env={**self.environment, **environment}, cwd=self.folder, text=True,
-                                  stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=seconds)
+                                  input=typed, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=seconds)
         except subprocess.TimeoutExpired as timeout:
             raise Failure(f"no end after {seconds} s: {' '.join(command)}\n{timeout.stdout}\n{timeout.stderr}") from None
 

@@ -46,7 +46,7 @@ class Sealock:
     def start(self, *options, under=()):
         """`under`: a program, with its arguments, that is to run it, such as strace."""
         self.process = self.site.start(self.name, [*under, BINARY, "-c", self.settings, "serve", *options])
-        self.url = self.process.wait_for(r"listening on (http://\S+)")[1]
+        self.url = self.process.wait_for(r"listening on (https?://\S+)")[1]
         return self
 
     def stop(self):
@@ -77,10 +77,10 @@ class Sealock:
 
     @property
     def host(self):
-        return self.url.removeprefix("http://")
+        return self.url.partition("://")[2]
 
-    def run(self, *arguments):
-        return self.site.run(BINARY, "-c", self.settings, *arguments)
+    def run(self, *arguments, **options):
+        return self.site.run(BINARY, "-c", self.settings, *arguments, **options)
 
     def open(self, why):
         self.run("gate", "open", "--for", "1h", "--why", why)

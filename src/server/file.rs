@@ -33,6 +33,10 @@ impl Cursor {
         Self { file, at, pool, piece_max: PIECE_LARGE, waiting: None }
     }
 
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
     pub(super) fn at(&self) -> u64 {
         self.at
     }

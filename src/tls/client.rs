@@ -81,7 +81,12 @@ pub fn client_config(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, TlsErr
 /// Every certificate of a PEM file; at least one.
 pub fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let read = |source| TlsError::Read { path: path.to_owned(), source };
-    let size = std::fs::metadata(path).map_err(read)?.len();
+    let found = std::fs::metadata(path).map_err(read)?;
+    if !found.is_file() {
+        // A pipe would be waited for.
+        return Err(read(std::io::Error::other("it is no ordinary file")));
+    }
+    let size = found.len();
     if size > CA_FILE_SIZE_MAX {
         return Err(TlsError::TooLarge { path: path.to_owned(), size });
     }

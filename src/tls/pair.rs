@@ -157,6 +157,10 @@ pub(super) fn read_chain(path: &Path, certificates: &[CertificateDer<'_>]) -> Re
 
 fn read_key(path: &Path, provider: &CryptoProvider) -> Result<Arc<dyn SigningKey>, PairError> {
     let read = |source| PairError::ReadKey { path: path.to_owned(), source };
+    if !std::fs::metadata(path).map_err(read)?.is_file() {
+        // A pipe would be waited for.
+        return Err(read(std::io::Error::other("it is no ordinary file")));
+    }
     let mut file = File::open(path).map_err(read)?;
     check_access(path, &file.metadata().map_err(read)?)?;
     let mut text = Vec::new();

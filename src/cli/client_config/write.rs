@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{self, Write as _};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -129,9 +129,14 @@ fn keep_copy(path: &Path, text: &str, leave: Leave) -> io::Result<PathBuf> {
             Ok(there) if there == text => return Ok(copy),
             Ok(_) => {}
             Err(why) if why.kind() != io::ErrorKind::NotFound => return Err(why),
+            // A link that leads nowhere: it is not followed.
+            Err(_) if copy.is_symlink() => {}
             Err(_) if leave.dry_run => return Ok(copy),
             Err(_) => {
-                fs::copy(path, &copy)?;
+                let mode = fs::metadata(path)?.permissions().mode() & 0o7777;
+                let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&copy)?;
+                file.write_all(text.as_bytes())?;
+                file.sync_all()?;
                 return Ok(copy);
             }
         }

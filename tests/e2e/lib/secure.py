@@ -66,6 +66,8 @@ class Machine:
         mount = f"mount -t overlay machine -o {layers} /etc && echo mounted && exec tail -f /dev/null"
         keeper = site.start("machine", ["sh", "-c", mount])
         keeper.wait_for("mounted")
+        # What is cleaned up is cleaned up from outside: by then nobody keeps the inside.
+        site.cleanups.append(lambda: setattr(site, "inside", []))
         site.inside = ["nsenter", f"--target={keeper.popen.pid}", "--net", "--mount", f"--wdns={site.folder}"]
         expect_equal(site.run("cat", "/etc/hosts").split()[-1], self.names[-1], "the hosts file inside")
         return self

@@ -43,6 +43,11 @@ impl Wish {
         Self(Some(format!("repository:{name}:{actions}")))
     }
 
+    /// Both, in one scope: a mount reads one repository and pushes to another.
+    pub(super) fn and(self, other: &Self) -> Self {
+        Self(self.0.into_iter().chain(other.0.clone()).reduce(|wishes, wish| format!("{wishes} {wish}")))
+    }
+
     pub(super) fn catalog() -> Self {
         Self(Some("registry:catalog:*".to_owned()))
     }

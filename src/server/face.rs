@@ -116,7 +116,7 @@ impl Face {
             return echo(outcome, namespace);
         }
         let ask = |name: &RepositoryName| {
-            let target = self.target(&call, &door, name, Verb::Pull)?;
+            let target = self.target(&call, &door, name, Verb::Pull, None)?;
             Ok::<_, Problem>(Ask { target, client: peer.address.ip().to_canonical() })
         };
         let outcome = match route {
@@ -149,7 +149,15 @@ impl Face {
     }
 
     /// Where the name leads, if the caller may do this there. Nothing but the settings, the rules and the logins decide.
-    fn target(&self, call: &Call<'_>, door: &Door<'_>, name: &RepositoryName, verb: Verb) -> Result<Target, Problem> {
+    /// `from`: what is to be read besides, which the challenge names, too; whether the caller may is not asked here.
+    fn target(
+        &self,
+        call: &Call<'_>,
+        door: &Door<'_>,
+        name: &RepositoryName,
+        verb: Verb,
+        from: Option<&RepositoryName>,
+    ) -> Result<Target, Problem> {
         let resolved = self.routes.resolve(name, call.namespace);
         let decided = match &resolved {
             Ok(target) => self.access.decide(call.caller, verb, &target.repository),
@@ -157,8 +165,15 @@ impl Face {
         };
         decided.map_err(|why| {
             // `?ns=` has no place in a scope; the host in front of the name says the same.
-            let spelled = call.namespace.map_or_else(|| name.to_string(), |host| format!("{host}/{name}"));
-            door.denied(&why, call.caller, &format!("{verb} `{name}`"), &Wish::repository(spelled, verb))
+            let spell = |name: &RepositoryName| match call.namespace {
+                None => name.to_string(),
+                Some(host) => format!("{host}/{name}"),
+            };
+            let mut wish = Wish::repository(spell(name), verb);
+            if let Some(from) = from {
+                wish = wish.and(&Wish::repository(spell(from), Verb::Pull));
+            }
+            door.denied(&why, call.caller, &format!("{verb} `{name}`"), &wish)
         })?;
         Ok(resolved?)
     }
@@ -174,8 +189,12 @@ impl Face {
         peer: &Peer,
     ) -> Answer {
         let client = peer.address.ip().to_canonical();
+        let from = match &route {
+            Route::Uploads { begin, .. } => begin.mount.as_ref().and_then(|(_, from)| from.as_ref()),
+            _ => None,
+        };
         let order = |name: &RepositoryName, verb: Verb| {
-            let target = self.target(call, door, name, verb)?;
+            let target = self.target(call, door, name, verb, from)?;
             Ok::<_, Problem>(Order { target, owner: Arc::clone(call.caller.id()), client })
         };
         match (method, &route) {

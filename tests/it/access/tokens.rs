@@ -61,12 +61,15 @@ async fn what_everybody_may_read_needs_no_login_and_no_token() {
 async fn a_token_is_good_for_its_scope_alone() {
     // Invariant 14
     let site = site().await;
-    push(&site, "team/other", "other layer", &of("alice")).await;
+    let other = push(&site, "team/other", "other layer", &of("alice")).await;
+    let mount = format!("/v2/team/app/blobs/uploads/?mount={other}&from=team/other");
     let token = token(&site, &of("alice"), &["repository:team/app:pull"]).await;
     for (method, path, wish) in [
         (Method::GET, "/v2/team/other/manifests/1", "repository:team/other:pull"),
         (Method::GET, "/v2/team/no-such/manifests/1", "repository:team/no-such:pull"),
         (Method::POST, "/v2/team/app/blobs/uploads/", "repository:team/app:pull,push"),
+        // A mount needs both, and the challenge is all that tells some clients.
+        (Method::POST, &mount, "repository:team/app:pull,push repository:team/other:pull"),
         (Method::DELETE, "/v2/team/app/manifests/1", "repository:team/app:delete"),
         (Method::GET, "/v2/_catalog", "registry:catalog:*"),
     ] {

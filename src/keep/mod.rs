@@ -29,7 +29,7 @@ pub use retire::Retired;
 pub use scrub::{BAD_MAX, Bad, Progress, VerifyReport};
 pub use settings::{HISTORY_MAX, KeepSettings};
 
-use crate::clock::{Clock, earlier};
+use crate::clock::Clock;
 use crate::gate::Gate;
 use crate::names::Repository;
 use crate::store::{Restored, Store, StoreError};
@@ -108,13 +108,20 @@ impl Keep {
     pub async fn collect(&self, dry_run: bool) -> Result<CollectReport, KeepError> {
         let inner = &self.0;
         let _broom = inner.broom.try_lock().map_err(|_| KeepError::Busy)?;
-        let (now, settings) = (inner.clock.now(), &inner.settings);
-        let freed_bytes = match dry_run {
-            true => 0,
-            false => inner.store.empty_trash(earlier(now, settings.trash_for.0)).await?,
+        let freed_bytes = match self.before(inner.settings.trash_for.0) {
+            Some(before) if !dry_run => inner.store.empty_trash(before).await?,
+            _ => 0,
         };
-        let report = self.collect_since(earlier(now, settings.grace.0), dry_run).await?;
+        // Where nothing is old enough yet, the rules still let tags go.
+        let since = self.before(inner.settings.grace.0).unwrap_or(Timestamp::MIN);
+        let report = self.collect_since(since, dry_run).await?;
         Ok(CollectReport { freed_bytes, ..report })
+    }
+
+    /// What was stamped then or before is surely `age` old; `None`: nothing is. No age at all means at once, which the
+    /// clock's drift must not put off.
+    fn before(&self, age: Duration) -> Option<Timestamp> {
+        if age.is_zero() { Some(self.0.clock.now()) } else { self.0.store.before(age) }
     }
 
     async fn collect_since(&self, since: Timestamp, dry_run: bool) -> Result<CollectReport, StoreError> {

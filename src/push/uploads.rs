@@ -99,7 +99,7 @@ impl Push {
         self.check_push(order)?;
         let upload = self.open(order, id).await.map_err(|why| PushError::of_upload(why, &order.target.asked))?;
         let written = upload.written();
-        if let Err(why) = self.check_extent(written, extent) {
+        if let Err(why) = self.check_extent(written, extent).await {
             upload.leave().await?;
             return Err(why);
         }
@@ -131,14 +131,14 @@ impl Push {
         tokio::time::timeout(BUSY_PATIENCE, ended.cancelled()).await.is_ok()
     }
 
-    fn check_extent(&self, written: u64, extent: Extent) -> Result<(), PushError> {
+    async fn check_extent(&self, written: u64, extent: Extent) -> Result<(), PushError> {
         if let Some(start) = extent.start.filter(|start| *start != written) {
             return Err(PushError::OutOfOrder { start, written });
         }
         let more = extent.length.unwrap_or(0);
         self.check_size(written.saturating_add(more))?;
         // Found out before anything is sent, where the length is known.
-        Ok(self.0.store.check_room(more)?)
+        Ok(self.0.store.find_room(more).await?)
     }
 
     fn check_size(&self, size: u64) -> Result<(), PushError> {
@@ -237,10 +237,9 @@ impl Worker {
             if queue.recv_many(&mut pieces, QUEUE_PIECES).await == 0 {
                 break;
             }
-            let store = self.push.0.store.clone();
+            // A length that nobody stated was not held against the room.
+            let room = self.push.0.store.find_room(pieces.iter().map(|piece| piece.bytes.len() as u64).sum()).await;
             let (back, outcome) = blocking(move || {
-                // A length that nobody stated was not held against the room.
-                let room = store.check_room(pieces.iter().map(|piece| piece.bytes.len() as u64).sum());
                 let outcome = room.and_then(|()| pieces.iter().try_for_each(|piece| upload.write(&piece.bytes)));
                 (upload, outcome)
             })

@@ -6,7 +6,8 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::catalog::sweep::LIST_MAX;
-use super::catalog::writer::{Change, Touched};
+use super::catalog::touched::Touched;
+use super::catalog::writer::Change;
 use super::catalog::{Connection, content, evict, report};
 use super::disk::Disk;
 use super::memory::Memory;
@@ -38,10 +39,7 @@ impl Eviction {
         // What was asked for a moment ago is not written yet, and stays.
         content::note_used(c, &memory.used_all()).await?;
         let busy = disk.in_use();
-        let mut may_go = evict::units(c, &self.rules, &busy, EVICTABLE_MAX).await?;
-        let wanted: std::collections::HashSet<_> = self.units.iter().map(|unit| (unit.kind, unit.digest)).collect();
-        may_go.retain(|unit| wanted.contains(&(unit.kind, unit.digest)));
-        let held = evict::held(c, &self.rules.open).await?;
+        let (may_go, held) = evict::may_go(c, &self.units, &self.rules, &busy).await?;
         let (mut gone, mut files, mut bytes) = (Vec::new(), Vec::new(), 0);
         for unit in may_go {
             if bytes >= self.enough_bytes {

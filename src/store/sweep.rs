@@ -6,7 +6,8 @@ use futures_util::stream::{self, StreamExt};
 use jiff::Timestamp;
 
 use super::catalog::sweep::LIST_MAX;
-use super::catalog::writer::{Change, Touched};
+use super::catalog::touched::Touched;
+use super::catalog::writer::Change;
 use super::catalog::{Connection, content, job, sweep, trash};
 use super::memory::Memory;
 use super::{CollectRules, Garbage, GarbageKind, Store, StoreError, Trashed, blocking};

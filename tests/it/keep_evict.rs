@@ -159,3 +159,34 @@ async fn a_fill_that_finds_too_little_room_waits_until_some_is_made() {
     site.close_gate().await;
     assert_eq!(site.blob(&name, &new.layers[0]).await.status, StatusCode::OK);
 }
+
+#[tokio::test]
+async fn a_push_that_finds_too_little_room_waits_until_some_is_made() {
+    // Invariants 7 and 8
+    let far = FarRegistry::start().await;
+    for length_is_stated in [true, false] {
+        let old = put(&far, "1");
+        let faults = Faults::default();
+        let site = site(&far).faults(&faults).gate_open().start().await;
+        pull(&site, "far.test", "1", &old).await;
+        site.advance(3 * HOUR);
+        let bytes = bytes::Bytes::from(vec![7; 1000]);
+        let digest = Digest::sha256(&bytes);
+        let begun = site.send(Method::POST, "/v2/mine/app/blobs/uploads/", &[]).await.unwrap();
+        let location = begun.header("location").unwrap().to_owned();
+        // The push looks, whoever makes room looks, and then there is some. Without a length the first look is at none.
+        for passes in [u32::from(!length_is_stated), 0] {
+            faults.fail(Step::Room, passes, rustix::io::Errno::NOSPC.raw_os_error());
+        }
+        let path = format!("{location}?digest={digest}");
+        let status = if length_is_stated {
+            site.send_body(Method::PUT, &path, &[], bytes.clone()).await.unwrap().status
+        } else {
+            let pieces = futures_util::stream::iter([Ok::<_, std::io::Error>(http_body::Frame::data(bytes.clone()))]);
+            site.begin_with(Method::PUT, &path, &[], http_body_util::StreamBody::new(pieces)).await.unwrap().status()
+        };
+        assert_eq!(status, StatusCode::CREATED, "{length_is_stated}");
+        assert!(!has(&site, "1").await, "it made way");
+        assert_eq!(site.blob("mine/app", &digest).await.body, bytes);
+    }
+}

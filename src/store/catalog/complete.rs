@@ -6,7 +6,7 @@
 
 use sqlx::Row;
 
-use super::writer::Touched;
+use super::touched::Touched;
 use super::{Connection, digest};
 use crate::store::StoreError;
 

@@ -1,7 +1,7 @@
 //! Writes what content is kept, and where it may be read.
 
 use super::damage::{self, Need};
-use super::writer::Touched;
+use super::touched::Touched;
 use super::{Connection, complete, integer};
 use crate::names::{Origin, Repository};
 use crate::oci::{Content, Descriptor, Digest, Manifest, MediaType};

@@ -3,7 +3,7 @@
 
 use sqlx::Row;
 
-use super::writer::Touched;
+use super::touched::Touched;
 use super::{Connection, Pool, content, digest, integer, read, tags, time};
 use crate::names::{Origin, Repository};
 use crate::oci::{Digest, Tag};

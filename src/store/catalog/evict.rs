@@ -5,41 +5,59 @@
 //! to for such a tag needs it (invariants 7 and 8). What a unit shares with another stays with that one. Manifests that keep
 //! one another in a circle, as an index that refers to its own child, stay.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
-use sqlx::Row;
+use sqlx::{AssertSqlSafe, Row};
 
-use super::sweep::{LIST_MAX, bound, is_open, placeholders, text};
-use super::writer::Touched;
+use super::sweep::{LIST_MAX, Walk, bound, is_open, keepers, placeholders, text, walk};
+use super::touched::Touched;
 use super::{Connection, content, digest, integer, number, time};
 use crate::oci::Digest;
 use crate::store::StoreError;
 use crate::store::records::{EvictRules, Evictable, GarbageKind, Origins};
 
-/// Most manifests above what is being filled that are looked for; beyond that nothing is evicted.
-const BUSY_MAX: usize = 50_000;
+/// Manifests that stay for their own sake, whatever their last use: `all`, or those of the digests `{list}`. `$1`: the open
+/// hosts.
+macro_rules! needed {
+    (@within all, $x:literal) => {
+        ""
+    };
+    (@within some, $x:literal) => {
+        concat!(" AND ", $x, " IN ({list})")
+    };
+    ($which:ident) => {
+        concat!(
+            "SELECT t.digest FROM tag t WHERE (t.pinned OR t.source <> 'filled')",
+            needed!(@within $which, "t.digest"),
+            " UNION
+                SELECT h.digest FROM tag_history h WHERE h.digest IS NOT NULL AND (h.source <> 'filled'
+                    OR EXISTS (SELECT 1 FROM tag t WHERE t.repository = h.repository AND t.name = h.tag
+                        AND (t.pinned OR t.source <> 'filled')))",
+            needed!(@within $which, "h.digest"),
+            " UNION
+                SELECT g.digest FROM manifest_grant g JOIN repository r ON r.id = g.repository
+                    WHERE (NOT g.filled OR NOT ",
+            is_open!("r.origin", "$1"),
+            ")",
+            needed!(@within $which, "g.digest"),
+            " UNION
+                SELECT d.digest FROM manifest_deleted d WHERE TRUE",
+            needed!(@within $which, "d.digest"),
+            " UNION
+                SELECT m.digest FROM manifest m
+                    WHERE NOT EXISTS (SELECT 1 FROM manifest_grant g WHERE g.digest = m.digest)",
+            needed!(@within $which, "m.digest"),
+        )
+    };
+}
 
-/// Manifests that stay whatever their last use, as `held`. `$1`: the open hosts.
+/// What is needed and all that this keeps, as `held`.
 macro_rules! held {
     () => {
         concat!(
-            "WITH RECURSIVE
-            needed (digest) AS (
-                SELECT t.digest FROM tag t WHERE t.pinned OR t.source <> 'filled'
-                UNION
-                SELECT h.digest FROM tag_history h WHERE h.digest IS NOT NULL AND (h.source <> 'filled'
-                    OR EXISTS (SELECT 1 FROM tag t WHERE t.repository = h.repository AND t.name = h.tag
-                        AND (t.pinned OR t.source <> 'filled')))
-                UNION
-                SELECT g.digest FROM manifest_grant g JOIN repository r ON r.id = g.repository
-                    WHERE NOT g.filled OR NOT ",
-            is_open!("r.origin", "$1"),
-            "
-                UNION
-                SELECT d.digest FROM manifest_deleted d
-                UNION
-                SELECT m.digest FROM manifest m
-                    WHERE NOT EXISTS (SELECT 1 FROM manifest_grant g WHERE g.digest = m.digest)),
+            "WITH RECURSIVE needed (digest) AS (",
+            needed!(all),
+            "),
             held (digest) AS (
                 SELECT digest FROM needed
                 UNION SELECT k.kept FROM held JOIN keeps k ON k.keeper = held.digest) "
@@ -56,6 +74,18 @@ macro_rules! can_come_back {
                 WHERE g.digest = b.digest AND (NOT g.filled OR NOT ",
             is_open!("r.origin", "$1"),
             ")))"
+        )
+    };
+}
+
+/// Blobs that no manifest names and that may go. `$1`: the open hosts, `$2`: since when what was used stays, in
+/// milliseconds.
+macro_rules! loose_blobs {
+    () => {
+        concat!(
+            "SELECT b.digest, b.used_at FROM blob b WHERE b.used_at < $2
+                AND NOT EXISTS (SELECT 1 FROM part p WHERE p.digest = b.digest) AND ",
+            can_come_back!()
         )
     };
 }
@@ -83,12 +113,7 @@ pub async fn units(
         SELECT unit.top AS digest, MAX(m.used_at) AS used_at FROM unit JOIN manifest m ON m.digest = unit.digest
         GROUP BY unit.top HAVING MAX(m.used_at) < $2 ORDER BY used_at, digest LIMIT $3"
     );
-    let blobs = concat!(
-        "SELECT b.digest, b.used_at FROM blob b WHERE b.used_at < $2
-            AND NOT EXISTS (SELECT 1 FROM part p WHERE p.digest = b.digest) AND ",
-        can_come_back!(),
-        " ORDER BY b.used_at, b.digest LIMIT $3"
-    );
+    let blobs = concat!(loose_blobs!(), " ORDER BY b.used_at, b.digest LIMIT $3");
     let mut found = Vec::new();
     for (kind, sql) in [(GarbageKind::Manifest, manifests), (GarbageKind::Blob, blobs)] {
         let rows = sqlx::query(sql).bind(rules.open.text()).bind(rules.since.as_millisecond());
@@ -121,23 +146,98 @@ pub async fn places(c: &mut Connection, one: &Evictable) -> Result<Vec<(String, 
 
 /// What is busy and all that is made of it; `None` if that is too much to look through.
 async fn above(c: &mut Connection, busy: &[Digest]) -> Result<Option<HashSet<String>>, StoreError> {
-    let mut work: Vec<String> = busy.iter().map(Digest::to_string).collect();
-    let mut met: HashSet<String> = work.iter().cloned().collect();
-    while !work.is_empty() {
-        let some = work.split_off(work.len().saturating_sub(LIST_MAX));
-        let list = placeholders(1, some.len());
-        let sql = format!("SELECT DISTINCT keeper FROM keeps WHERE kept IN ({list})");
-        for row in bound(&sql, &some).fetch_all(&mut *c).await? {
-            let keeper: String = row.try_get(0)?;
-            if met.insert(keeper.clone()) {
-                work.push(keeper);
-            }
-        }
-        if met.len() > BUSY_MAX {
-            return Ok(None);
+    let busy: Vec<String> = busy.iter().map(Digest::to_string).collect();
+    Ok(keepers(c, &busy).await?.map(|(met, _)| met))
+}
+
+/// Those of `asked` that may go now, the longest unused first, and what of that below them stays whatever its last use.
+///
+/// It finds what [`units`] finds, but by going down from these, and from there up to all that keeps any of it: it runs
+/// while nobody else can write, and must not cost by the number of all that is kept.
+pub async fn may_go(
+    c: &mut Connection,
+    asked: &[Evictable],
+    rules: &EvictRules,
+    busy: &[Digest],
+) -> Result<(Vec<Evictable>, HashSet<String>), StoreError> {
+    let nothing = (Vec::new(), HashSet::new());
+    let of = |kind| asked.iter().filter(move |one| one.kind == kind).map(|one| one.digest.to_string());
+    let (tops, blobs): (Vec<_>, Vec<_>) = (of(GarbageKind::Manifest).collect(), of(GarbageKind::Blob).collect());
+    let Some(busy) = above(c, busy).await? else { return Ok(nothing) };
+    let Some((below, parts)) = kept_manifests(c, &tops).await? else { return Ok(nothing) };
+    let Some((near, keeps)) = keepers(c, &below.into_iter().collect::<Vec<_>>()).await? else { return Ok(nothing) };
+    let near: Vec<String> = near.into_iter().collect();
+    let held = reached(needed(c, &near, &rules.open).await?, &keeps);
+    let (used, since_ms) = (used_of(c, &near).await?, rules.since.as_millisecond());
+    let kept: HashSet<&String> =
+        keeps.iter().filter(|(keeper, _)| used.contains_key(*keeper)).flat_map(|(_, kept)| kept).collect();
+    let mut found = Vec::new();
+    for top in tops.iter().filter(|top| used.contains_key(*top) && !held.contains(*top) && !kept.contains(*top)) {
+        let unit = reached(vec![top.clone()], &parts);
+        let last = unit.iter().filter_map(|one| used.get(one)).max().copied().unwrap_or(i64::MAX);
+        if last < since_ms && !busy.contains(top) {
+            found.push(Evictable { digest: digest(top)?, kind: GarbageKind::Manifest, used_at: time(last) });
         }
     }
-    Ok(Some(met))
+    for some in blobs.chunks(LIST_MAX) {
+        let sql = format!("{} AND b.digest IN ({})", loose_blobs!(), placeholders(3, some.len()));
+        let query = sqlx::query(AssertSqlSafe(sql)).bind(rules.open.text()).bind(since_ms);
+        for row in some.iter().fold(query, |query, blob| query.bind(blob)).fetch_all(&mut *c).await? {
+            let name = text(&row, "digest")?;
+            if !busy.contains(&name) {
+                let used_at = time(row.try_get("used_at")?);
+                found.push(Evictable { digest: digest(&name)?, kind: GarbageKind::Blob, used_at });
+            }
+        }
+    }
+    found.sort_by_key(|one| one.used_at);
+    Ok((found, held))
+}
+
+/// `tops`, and the kept manifests that they keep, by whom; `None` if that is too much to look through.
+async fn kept_manifests(c: &mut Connection, tops: &[String]) -> Result<Option<Walk>, StoreError> {
+    let sqls = [
+        "SELECT p.manifest, m.digest FROM part p JOIN manifest m ON m.digest = p.digest WHERE p.manifest IN ({list})",
+        "SELECT subject, digest FROM manifest WHERE subject IN ({list})",
+    ];
+    walk(c, tops, sqls, |_, kept| kept).await
+}
+
+/// Which of `digests` stay for their own sake.
+async fn needed(c: &mut Connection, digests: &[String], open: &Origins) -> Result<Vec<String>, StoreError> {
+    let mut needed = Vec::new();
+    for some in digests.chunks(LIST_MAX) {
+        let sql = needed!(some).replace("{list}", &placeholders(2, some.len()));
+        let query = sqlx::query_scalar(AssertSqlSafe(sql)).bind(open.text());
+        let found: Vec<String> = some.iter().fold(query, |query, one| query.bind(one)).fetch_all(&mut *c).await?;
+        needed.extend(found);
+    }
+    Ok(needed)
+}
+
+/// When those of `digests` that are kept manifests were last used.
+async fn used_of(c: &mut Connection, digests: &[String]) -> Result<HashMap<String, i64>, StoreError> {
+    let mut used = HashMap::new();
+    for some in digests.chunks(LIST_MAX) {
+        let list = placeholders(1, some.len());
+        let sql = format!("SELECT digest, used_at FROM manifest WHERE digest IN ({list})");
+        for row in bound(&sql, some).fetch_all(&mut *c).await? {
+            used.insert(row.try_get(0)?, row.try_get(1)?);
+        }
+    }
+    Ok(used)
+}
+
+/// `from`, and all that it keeps by `keeps`.
+fn reached(from: Vec<String>, keeps: &HashMap<String, Vec<String>>) -> HashSet<String> {
+    let (mut work, mut reached) = (from, HashSet::new());
+    while let Some(one) = work.pop() {
+        if !reached.contains(&one) {
+            work.extend(keeps.get(&one).into_iter().flatten().cloned());
+            reached.insert(one);
+        }
+    }
+    reached
 }
 
 /// What went with one unit.
@@ -151,14 +251,7 @@ pub struct Went {
     pub digests: Vec<Digest>,
 }
 
-/// Manifests that stay now whatever their last use.
-pub async fn held(c: &mut Connection, open: &Origins) -> Result<HashSet<String>, StoreError> {
-    let sql = concat!(held!(), "SELECT m.digest FROM held JOIN manifest m ON m.digest = held.digest");
-    let held: Vec<String> = sqlx::query_scalar(sql).bind(open.text()).fetch_all(c).await?;
-    Ok(held.into_iter().collect())
-}
-
-/// Takes a unit that [`units`] has just named off the catalog.
+/// Takes a unit that [`may_go`] has just named off the catalog.
 pub async fn evict(
     c: &mut Connection,
     unit: &Evictable,
@@ -261,7 +354,7 @@ async fn blobs_go(
         ),
         placeholders(3, blobs.len())
     );
-    let mut query = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(rules.open.text()).bind(rules.since.as_millisecond());
+    let mut query = sqlx::query(AssertSqlSafe(sql)).bind(rules.open.text()).bind(rules.since.as_millisecond());
     for blob in blobs {
         query = query.bind(blob);
     }

@@ -18,6 +18,7 @@ pub mod report;
 pub mod reread;
 pub mod sweep;
 pub mod tags;
+pub mod touched;
 pub mod trash;
 pub mod uploads;
 pub mod wanted;

@@ -1,6 +1,6 @@
 //! What comes true with a pushed manifest: its tags, and that nobody asks for it in vain any more.
 
-use super::writer::Touched;
+use super::touched::Touched;
 use super::{Connection, read, tags, wanted};
 use crate::names::Repository;
 use crate::oci::Manifest;

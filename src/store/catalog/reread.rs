@@ -1,6 +1,6 @@
 //! Manifests of unknown types that an older version kept without what they name: they are read once more.
 
-use super::writer::Touched;
+use super::touched::Touched;
 use super::{Connection, Pool, content, digest, integer};
 use crate::oci::{Digest, Manifest};
 use crate::store::StoreError;

@@ -11,7 +11,7 @@ use sqlx::sqlite::{SqliteArguments, SqliteRow};
 use sqlx::{AssertSqlSafe, Row};
 
 use super::complete::is_whole_in;
-use super::writer::Touched;
+use super::touched::Touched;
 use super::{Connection, Pool, complete, content, digest, integer, number};
 use crate::oci::Digest;
 use crate::store::StoreError;
@@ -19,7 +19,7 @@ use crate::store::records::{CollectRules, Garbage, GarbageKind};
 
 /// Most digests in one statement.
 pub const LIST_MAX: usize = 200;
-/// Most keepers that are visited for one batch; beyond that all of it stays.
+/// Most that are visited for one batch; beyond that all of it stays.
 const REACHED_MAX: usize = 50_000;
 
 /// Whether the host `$origin` is among `$open`, as [`Origins::text`](crate::store::Origins) writes them.
@@ -170,29 +170,50 @@ async fn kept_first(readers: &Pool, manifests: Vec<Garbage>) -> Result<Vec<Garba
     Ok(ordered)
 }
 
-/// Which of `digests` are alive now.
-async fn alive(c: &mut Connection, digests: &[String], rules: &CollectRules) -> Result<HashSet<String>, StoreError> {
+/// What a walk met, and who keeps what of it.
+pub type Walk = (HashSet<String>, HashMap<String, Vec<String>>);
+
+/// `digests`, and all that keeps them; `None` if that is too much to look through.
+pub async fn keepers(c: &mut Connection, digests: &[String]) -> Result<Option<Walk>, StoreError> {
+    let sqls = [
+        "SELECT manifest, digest FROM part WHERE digest IN ({list})",
+        "SELECT subject, digest FROM manifest WHERE digest IN ({list}) AND subject IS NOT NULL",
+    ];
+    walk(c, digests, sqls, |keeper, _| keeper).await
+}
+
+/// From `digests` on to what `next` says of each keeper and what it keeps, which `sqls` find for the digests `{list}`.
+pub async fn walk(
+    c: &mut Connection,
+    digests: &[String],
+    sqls: [&str; 2],
+    next: for<'a> fn(&'a String, &'a String) -> &'a String,
+) -> Result<Option<Walk>, StoreError> {
     let mut met: HashSet<String> = digests.iter().cloned().collect();
     let (mut work, mut keeps) = (digests.to_vec(), HashMap::<String, Vec<String>>::new());
     while !work.is_empty() {
         let some = work.split_off(work.len().saturating_sub(LIST_MAX));
         let list = placeholders(1, some.len());
-        for sql in [
-            format!("SELECT manifest, digest FROM part WHERE digest IN ({list})"),
-            format!("SELECT subject, digest FROM manifest WHERE digest IN ({list}) AND subject IS NOT NULL"),
-        ] {
-            for row in bound(&sql, &some).fetch_all(&mut *c).await? {
+        for sql in sqls {
+            for row in bound(&sql.replace("{list}", &list), &some).fetch_all(&mut *c).await? {
                 let (keeper, kept): (String, String) = (row.try_get(0)?, row.try_get(1)?);
-                if met.insert(keeper.clone()) {
-                    work.push(keeper.clone());
+                let to = next(&keeper, &kept);
+                if met.insert(to.clone()) {
+                    work.push(to.clone());
                 }
                 keeps.entry(keeper).or_default().push(kept);
             }
         }
         if met.len() > REACHED_MAX {
-            return Ok(digests.iter().cloned().collect());
+            return Ok(None);
         }
     }
+    Ok(Some((met, keeps)))
+}
+
+/// Which of `digests` are alive now.
+async fn alive(c: &mut Connection, digests: &[String], rules: &CollectRules) -> Result<HashSet<String>, StoreError> {
+    let Some((met, mut keeps)) = keepers(c, digests).await? else { return Ok(digests.iter().cloned().collect()) };
     let mut alive = HashSet::new();
     let mut work = roots(c, &met.into_iter().collect::<Vec<_>>(), rules).await?;
     while let Some(one) = work.pop() {

@@ -4,7 +4,7 @@ use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
 use super::complete::is_whole_in;
-use super::writer::Touched;
+use super::touched::Touched;
 use super::{Connection, Pool, content, digest, time};
 use crate::names::Repository;
 use crate::oci::{Digest, Tag};

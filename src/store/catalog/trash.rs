@@ -5,7 +5,7 @@ use std::sync::Arc;
 use sqlx::Row;
 
 use super::sweep::{LIST_MAX, bound, placeholders, text};
-use super::writer::Touched;
+use super::touched::Touched;
 use super::{Connection, Pool, content, digest, integer, number, time};
 use crate::names::{Origin, Repository};
 use crate::oci::{Digest, Manifest, MediaType};

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::damage::{self, Finding};
 use super::erase::{self, Erase};
+use super::touched::Touched;
 use super::uploads::{self, UploadChange};
 use super::{self as catalog, Connection, content, job, push, reread, sweep, tags, trash, wanted};
 use crate::clock::Clock;
@@ -21,7 +22,7 @@ use crate::names::{Origin, Repository};
 use crate::oci::{Digest, Manifest, Tag};
 use crate::store::disk::Disk;
 use crate::store::evict::Eviction;
-use crate::store::memory::{Memory, RepositoryId, Touch};
+use crate::store::memory::Memory;
 use crate::store::sweep::Sweep;
 use crate::store::trash::FileId;
 use crate::store::{FoundBy, GarbageKind, Pushing, StoreError, TagSource, UploadId, blocking};
@@ -123,16 +124,6 @@ pub enum Change {
     },
     Upload(UploadChange),
     Erase(Erase),
-}
-
-/// What a change has touched so far; told to the memory after the commit.
-#[derive(Debug, Default)]
-pub struct Touched {
-    touches: Vec<Touch>,
-    /// Whose files go to the trash.
-    thrown: Vec<Digest>,
-    /// Whose wrong files nobody needs any more.
-    healed: Vec<Digest>,
 }
 
 /// The way to the writing task.
@@ -446,55 +437,5 @@ fn diagnose(disk: &Disk, why: StoreError) -> StoreError {
 impl From<sqlx::Error> for StoreError {
     fn from(why: sqlx::Error) -> Self {
         Self::catalog(why)
-    }
-}
-
-impl Touched {
-    pub fn tag(&mut self, repository: RepositoryId, tag: Tag) {
-        self.touches.push(Touch::Tag(repository, tag));
-    }
-
-    pub fn manifest(&mut self, manifest: Digest) {
-        self.touches.push(Touch::Manifest(manifest));
-    }
-
-    pub fn manifest_grant(&mut self, repository: RepositoryId, manifest: Digest) {
-        self.touches.push(Touch::ManifestGrant(repository, manifest));
-    }
-
-    /// Its row is gone: its file goes to the trash after the commit.
-    pub fn thrown(&mut self, digest: Digest) {
-        self.thrown.push(digest);
-    }
-
-    /// Something was found damaged.
-    pub fn damaged(&mut self) {
-        self.touches.push(Touch::Damage);
-    }
-
-    /// What was damaged is kept again.
-    pub fn healed(&mut self, digest: Digest) {
-        self.touches.push(Touch::Damage);
-        self.healed.push(digest);
-    }
-
-    pub fn manifest_grant_lost(&mut self, repository: RepositoryId, manifest: Digest) {
-        self.touches.push(Touch::ManifestGrantLost(repository, manifest));
-    }
-
-    pub fn blob_kept(&mut self, blob: Digest, size: u64) {
-        self.touches.push(Touch::BlobKept(blob, size));
-    }
-
-    pub fn blob_lost(&mut self, blob: Digest) {
-        self.touches.push(Touch::BlobLost(blob));
-    }
-
-    pub fn blob_grant(&mut self, repository: RepositoryId, blob: Digest) {
-        self.touches.push(Touch::BlobGrant(repository, blob));
-    }
-
-    pub fn blob_grant_lost(&mut self, repository: RepositoryId, blob: Digest) {
-        self.touches.push(Touch::BlobGrantLost(repository, blob));
     }
 }

@@ -74,6 +74,49 @@ async fn the_trash_is_not_emptied_before_its_time_was_seen_to_pass() {
 }
 
 #[tokio::test]
+async fn a_collection_by_hand_believes_a_wrong_clock_no_more_than_a_scheduled_one() {
+    // Invariants 7 and 8
+    let site = Site::new().await;
+    let thrown = orphan(&site, "thrown away").await;
+    site.clock.advance(HOUR * 48);
+    assert_eq!(jobs(&site).collect(false).await.unwrap().blobs, 1);
+    let young = orphan(&site, "came just now").await;
+    for again in [false, true] {
+        site.clock.set_by(YEAR);
+        for dry_run in [true, false] {
+            let report = jobs(&site).collect(dry_run).await.unwrap();
+            assert_eq!((report.blobs, report.freed_bytes), (0, 0), "{again}");
+        }
+        assert!(is_in_trash(&site, &thrown) && site.blob_path(&young).exists(), "{again}");
+    }
+    site.store.watch_clock().await.unwrap();
+    let site = killed(site, YEAR).await;
+    let report = jobs(&site).collect(false).await.unwrap();
+    assert_eq!((report.blobs, report.freed_bytes), (0, 0), "set ahead before the start");
+    site.clock.advance(HOUR * 25);
+    let report = jobs(&site).collect(false).await.unwrap();
+    assert_eq!((report.blobs, report.freed_bytes), (1, 11), "a day has passed");
+}
+
+#[tokio::test]
+async fn no_grace_time_and_no_time_in_the_trash_mean_at_once_whatever_the_clock_says() {
+    let site = Site::new().await;
+    let none = Span(std::time::Duration::ZERO);
+    let settings = KeepSettings { grace: none, trash_for: none, ..KeepSettings::default() };
+    let jobs = Keep::new(site.store.clone(), settings, site.clock.clone());
+    // Within what a clock may drift, before it counts as set.
+    for drift in [SignedDuration::ZERO, SignedDuration::from_secs(20)] {
+        site.clock.set_by(drift);
+        let blob = orphan(&site, "orphan").await;
+        site.clock.advance(SignedDuration::from_millis(1));
+        assert_eq!(jobs.collect(false).await.unwrap().blobs, 1, "{drift:?}");
+        assert!(is_in_trash(&site, &blob), "{drift:?}");
+        site.clock.advance(SignedDuration::from_millis(1));
+        assert_eq!(jobs.collect(false).await.unwrap().freed_bytes, 6, "{drift:?}");
+    }
+}
+
+#[tokio::test]
 async fn the_scheduled_collection_comes_in_its_time_and_a_wrong_clock_does_not_hurry_it() {
     // Invariant 7
     let site = Site::new().await;

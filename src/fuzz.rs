@@ -5,22 +5,28 @@
 use bytes::Bytes;
 
 use crate::oci::{Algorithm, DESCRIPTORS_MAX, Digest, Manifest, MediaType, Platform, Tag};
-use crate::{config, server, upstream};
+use crate::{access, config, server, upstream};
 
 /// A promise, under the name of its corpus.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
 pub const TARGETS: &[Target] = &[
+    ("authorization", server::fuzz::authorization),
     ("challenge", upstream::fuzz::challenge),
     ("digest", digest),
+    ("htpasswd", access::fuzz::htpasswd),
     ("index", index),
+    ("job", access::fuzz::job),
+    ("jwt", access::fuzz::jwt),
     ("link", upstream::fuzz::link),
     ("location", upstream::fuzz::location),
     ("manifest", manifest),
     ("range", server::fuzz::range),
     ("route", server::fuzz::route),
+    ("scope", access::fuzz::scope),
     ("settings", config::fuzz::settings),
+    ("token_request", server::fuzz::token_request),
 ];
 
 /// A digest and a tag are written as they are read, and only so: they become paths.

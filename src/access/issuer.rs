@@ -111,6 +111,15 @@ impl Issuer {
         Ok(Self { name: name.to_owned(), settings: settings.clone(), source, set, tried_at })
     }
 
+    /// With this set of keys, and none that could be had elsewhere, for `fuzz/`.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn of_keys(name: &str, settings: &IssuerSettings, set: &[u8]) -> Result<Self, String> {
+        let path = PathBuf::from("/dev/null/keys");
+        let set = Set { keys: parse(set)?, read_at: Some(Timestamp::UNIX_EPOCH), stamp: Some(Stamp::of(&path)) };
+        let (set, source) = (ArcSwap::from_pointee(set), Source::File(path));
+        Ok(Self { name: name.to_owned(), settings: settings.clone(), source, set, tried_at: Mutex::default() })
+    }
+
     /// Its key in the settings.
     pub fn name(&self) -> &str {
         &self.name

@@ -73,6 +73,14 @@ impl Keys {
         Self { path, kept_for: life, ring: ArcSwap::from_pointee(ring), changing: Mutex::new(()) }
     }
 
+    /// This key alone, for `fuzz/`.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn of_one(id: &str, pair: &Ed25519KeyPair, created_at: Timestamp) -> Option<Self> {
+        let key = Key::load(id.to_owned(), created_at, pair.to_pkcs8v1().ok()?.as_ref())?;
+        let ring = ArcSwap::from_pointee(vec![Arc::new(key)]);
+        Some(Self { path: PathBuf::new(), kept_for: SignedDuration::ZERO, ring, changing: Mutex::new(()) })
+    }
+
     /// The key that signs now. Makes one, and writes it, if the newest is too old: not for an async thread.
     pub fn signing(&self, now: Timestamp) -> Result<Arc<Key>, NoKey> {
         let young = |key: &&Arc<Key>| now.duration_since(key.created_at).abs() < RENEWED_AFTER;

@@ -21,6 +21,8 @@ mod caller;
 mod certificate;
 mod explain;
 mod file;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod identify;
 mod issuer;
 mod keys;

@@ -2,8 +2,11 @@
 
 use http::{HeaderMap, HeaderValue, header};
 
+use super::auth;
 use super::range::{self, Chunk, Part};
 use super::route::{Asked, Route};
+use super::token::Wanted;
+use crate::access::{SCOPES_MAX, Shown, fuzz::written};
 use crate::oci::{Reference, RepositoryName};
 
 /// A request's path and query: what is parsed says no more than what it was parsed from, and names lead nowhere else.
@@ -44,4 +47,54 @@ pub(crate) fn range(data: &[u8]) {
     }
     headers.insert(header::IF_NONE_MATCH, value);
     range::has_already(&headers, "\"e\"");
+}
+
+/// `Authorization`, a value a line: one is taken, and what it shows is written as it is read.
+pub(crate) fn authorization(data: &[u8]) {
+    let values = data.split(|byte| *byte == b'\n').take(3).map(HeaderValue::from_bytes);
+    let Ok(values) = values.collect::<Result<Vec<_>, _>>() else { return };
+    let shown = |values: &[HeaderValue]| {
+        let headers: HeaderMap = values.iter().map(|value| (header::AUTHORIZATION, value.clone())).collect();
+        auth::shown(&headers)
+    };
+    let again = |text: &str| shown(&[HeaderValue::from_str(text).unwrap_or_else(|why| panic!("{text:?}: {why}"))]);
+    match shown(&values) {
+        Shown::Nothing => panic!("{values:?} show something"),
+        Shown::Unreadable => {}
+        Shown::Bearer(token) => {
+            assert!(values.len() == 1 && values[0].as_bytes().trim_ascii_end().ends_with(token.expose().as_bytes()));
+            assert!(matches!(again(&format!("Bearer {}", token.expose())), Shown::Bearer(read) if read == token));
+        }
+        Shown::Basic { username, password } => {
+            assert!(values.len() == 1 && !username.contains(':'), "{username:?}");
+            assert!(username.len() + password.expose().len() < values[0].len());
+            let Shown::Basic { username: name, password: word } = again(&auth::basic(&username, password.expose()))
+            else {
+                panic!("{username:?} cannot be shown again")
+            };
+            assert!(name == username && word == password, "{username:?} is shown as {name:?}");
+        }
+    }
+}
+
+/// A line of query, then a form: scopes have a bound, and both add up to what one of them would say.
+pub(crate) fn token_request(data: &[u8]) {
+    let (query, form) = data.split_at(data.iter().position(|byte| *byte == b'\n').unwrap_or(data.len()));
+    let form = form.get(1..).unwrap_or_default();
+    let wanted = |parts: &[&[u8]]| {
+        let mut wanted = Wanted::default();
+        parts.iter().for_each(|part| wanted.add(part));
+        wanted
+    };
+    let asked = wanted(&[query, form]);
+    assert!(asked.scopes.len() <= SCOPES_MAX);
+    assert_eq!(wanted(&[&[query, form].join(&b'&')]), asked);
+    let mut again = form_urlencoded::Serializer::new(String::new());
+    again.extend_pairs(asked.scopes.iter().map(|scope| ("scope", written(scope))));
+    again.extend_pairs(asked.offline.then_some(("access_type", "offline")));
+    again.extend_pairs(asked.grant.iter().map(|grant| ("grant_type", grant)));
+    again.extend_pairs(asked.username.iter().map(|name| ("username", name)));
+    again.extend_pairs(asked.password.iter().map(|word| ("password", word.expose())));
+    again.extend_pairs(asked.refresh.iter().map(|token| ("refresh_token", token.expose())));
+    assert_eq!(wanted(&[again.finish().as_bytes()]), asked);
 }

@@ -17,20 +17,20 @@ use crate::secret::Secret;
 const FORM_BYTES_MAX: usize = 64 << 10;
 
 /// What a client asks for.
-#[derive(Default)]
-struct Wanted {
-    scopes: Vec<Scope>,
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Wanted {
+    pub(super) scopes: Vec<Scope>,
     /// Something to get further tokens with.
-    offline: bool,
-    grant: Option<String>,
-    username: Option<String>,
-    password: Option<Secret>,
-    refresh: Option<Secret>,
+    pub(super) offline: bool,
+    pub(super) grant: Option<String>,
+    pub(super) username: Option<String>,
+    pub(super) password: Option<Secret>,
+    pub(super) refresh: Option<Secret>,
 }
 
 impl Wanted {
     /// Adds the fields of a query or a form. Some clients send the scopes as several fields, some as one with spaces.
-    fn add(&mut self, encoded: &[u8]) {
+    pub(super) fn add(&mut self, encoded: &[u8]) {
         for (name, value) in parse(encoded) {
             match &*name {
                 "scope" => {

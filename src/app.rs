@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::access::{Access, IssuerError};
+use crate::access::{Access, AccessError};
 use crate::clock::Clock;
 use crate::config::Settings;
 use crate::gate::{Gate, GateError, Mode};
@@ -59,7 +59,7 @@ pub enum StartError {
     #[error(transparent)]
     Tls(#[from] InvalidTls),
     #[error(transparent)]
-    Access(#[from] IssuerError),
+    Access(#[from] AccessError),
     #[error(transparent)]
     Bind(#[from] BindError),
     #[error(transparent)]
@@ -76,7 +76,8 @@ impl StartError {
             Self::Tls(why) => why.hint(),
             Self::Bind(why) => Some(why.hint()),
             Self::Admin(why) => why.hint(),
-            Self::Routes(_) | Self::Access(_) => None,
+            Self::Access(why) => why.hint(),
+            Self::Routes(_) => None,
         }
     }
 }

@@ -19,20 +19,21 @@ use crate::secret::Secret;
 
 impl Access {
     /// Who asks. Memory alone is asked where it can be; a password that is not remembered takes its time. Where
-    /// everybody may do everything, nobody has a login, and what is shown does not matter.
+    /// everybody may do everything, nobody has a login, and
+    /// what is shown does not matter; but see [`Inner::in_the_open`].
     pub async fn identify(&self, shown: Shown, from: Visitor<'_>) -> Result<Caller, Unidentified> {
         let inner = &self.0;
         // The one look at the files of a request.
         let entries = inner.book.now();
         if inner.mode(&entries) == Mode::Open {
-            return Ok(inner.without_login(from));
+            return Ok(inner.in_the_open(&shown, from, &entries));
         }
         let caller = match shown {
             Shown::Nothing => return Ok(inner.without_login(from)),
             Shown::Unreadable => return Err(Unidentified::Unreadable),
             Shown::Bearer(token) => inner.bearer(token, &entries).await?,
             // Boxed: what a hash needs would be moved with every request.
-            Shown::Basic { username, password } => Box::pin(self.basic(username, password, from)).await?,
+            Shown::Basic { username, password } => Box::pin(self.basic(username, password, from, &entries)).await?,
         };
         // An anonymous token says no more than its scope: what the connection's certificate says stays true.
         if caller.is_anonymous() && from.certificate.is_some() {
@@ -41,24 +42,36 @@ impl Access {
         Ok(caller)
     }
 
-    async fn basic(&self, username: String, password: Secret, from: Visitor<'_>) -> Result<Caller, Unidentified> {
+    async fn basic(
+        &self,
+        username: String,
+        password: Secret,
+        from: Visitor<'_>,
+        entries: &Entries,
+    ) -> Result<Caller, Unidentified> {
         if username.is_empty() && password.expose().is_empty() {
             // What skopeo sends where it has nothing to log in with.
             return Ok(self.0.without_login(from));
         }
-        if let Some(caller) = self.0.robot(&password, Some(&username)) {
+        if let Some(caller) = self.0.robot(entries, &password, Some(&username)) {
             return Ok(caller);
         }
         if let Some(caller) = self.0.job(&password).await {
             return caller;
         }
-        self.user(username, password, from.address).await
+        self.user(username, password, from.address, entries).await
     }
 
     /// The one way for all names: known or not, they are waited for, hashed and counted alike.
-    async fn user(&self, username: String, password: Secret, address: IpAddr) -> Result<Caller, Unidentified> {
+    async fn user(
+        &self,
+        username: String,
+        password: Secret,
+        address: IpAddr,
+        entries: &Entries,
+    ) -> Result<Caller, Unidentified> {
         let inner = &self.0;
-        if let Some(caller) = inner.remembered(&username, &password) {
+        if let Some(caller) = inner.remembered(entries, &username, &password) {
             return Ok(caller);
         }
         inner.check_brake(&username, address)?;
@@ -71,7 +84,7 @@ impl Access {
         drop(waiting);
         // Others may have guessed, or been let in, while this waited.
         inner.check_brake(&username, address)?;
-        if let Some(caller) = inner.remembered(&username, &password) {
+        if let Some(caller) = inner.remembered(&inner.book.now(), &username, &password) {
             return Ok(caller);
         }
         let access = self.clone();
@@ -90,32 +103,43 @@ impl Inner {
         if names.is_empty() { self.anonymous.clone() } else { Caller::new(Subject::Certificate { names }, None, None) }
     }
 
+    /// Who asks where everybody may do everything. What was had with credentials is kept from them all the same, so
+    /// `/v2/` sends clients for an anonymous token: that one is taken, or they would be sent for it again and again.
+    fn in_the_open(&self, shown: &Shown, from: Visitor<'_>, entries: &Entries) -> Caller {
+        let token = match shown {
+            Shown::Bearer(token) if self.rules.has_private() && from.certificate.is_none() => self.ours(token, entries),
+            _ => None,
+        };
+        token.filter(Caller::is_anonymous).unwrap_or_else(|| self.without_login(from))
+    }
+
     async fn bearer(&self, token: Secret, entries: &Entries) -> Result<Caller, Unidentified> {
-        let (now, key) = (self.clock.now(), known::hash_of(&token));
+        if let Some(caller) = self.ours(&token, entries).or_else(|| self.robot(entries, &token, None)) {
+            return Ok(caller);
+        }
+        self.job(&token).await.unwrap_or(Err(Unidentified::InvalidToken))
+    }
+
+    /// Who a token of ours is for, if it is good now.
+    fn ours(&self, token: &Secret, entries: &Entries) -> Option<Caller> {
+        let (now, key) = (self.clock.now(), known::hash_of(token));
         let caller = match self.remembered.token(&key) {
             Some(caller) => caller,
             None => {
-                let caller = match token::check(&self.keys, Use::Access, &token, now) {
-                    Some(caller) => caller,
-                    None => match self.robot(&token, None) {
-                        Some(robot) => return Ok(robot),
-                        None => return self.job(&token).await.unwrap_or(Err(Unidentified::InvalidToken)),
-                    },
-                };
+                let caller = token::check(&self.keys, Use::Access, token, now)?;
                 self.remembered.keep_token(key, &caller);
                 caller
             }
         };
         let good = caller.0.ends_at.is_none_or(|ends_at| now < ends_at) && self.still_holds(entries, &caller);
-        if good { Ok(caller) } else { Err(Unidentified::InvalidToken) }
+        good.then_some(caller)
     }
 
     /// The robot whose token this is, if it has not expired; where a name is given with it, it must be the robot's.
-    fn robot(&self, token: &Secret, username: Option<&str>) -> Option<Caller> {
+    fn robot(&self, entries: &Entries, token: &Secret, username: Option<&str>) -> Option<Caller> {
         if !token.expose().starts_with(TOKEN_PREFIX) {
             return None;
         }
-        let entries = self.book.now();
         let (name, robot) = entries.robots.of_token(token)?;
         let good = username.is_none_or(|username| username == name) && self.clock.now() < robot.expires_at;
         good.then(|| robot.caller.clone())
@@ -143,9 +167,9 @@ impl Inner {
         })
     }
 
-    fn remembered(&self, username: &str, password: &Secret) -> Option<Caller> {
+    fn remembered(&self, entries: &Entries, username: &str, password: &Secret) -> Option<Caller> {
         let caller = self.remembered.password(username, password, self.clock.now())?;
-        self.book.now().still_knows(&caller.0).then_some(caller)
+        entries.still_knows(&caller.0).then_some(caller)
     }
 
     fn check_brake(&self, username: &str, address: IpAddr) -> Result<(), Unidentified> {

@@ -1,7 +1,8 @@
 //! Tokens that others issue and that are taken as logins: GitLab's for its CI jobs, by OpenID Connect.
 //!
 //! What a token must have: a signature of a kind that the settings name, by a key of the issuer's set with the token's
-//! `kid`; the issuer and the audience of the settings; a `sub`; and its time. The set is fetched when it is first needed.
+//! `kid`; the issuer and the audience of the settings; a `sub`; and its time. The set is fetched when it is first needed,
+//! and anew when it is old; a key that is known is gone on with while that takes long or fails.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
@@ -32,6 +33,10 @@ pub const SET_BYTES_MAX: usize = 256 << 10;
 const KEYS_MAX: usize = 64;
 /// The issuer is asked again for its keys after this long, so that a key that it took back is not believed for ever.
 const FRESH_FOR: SignedDuration = SignedDuration::from_hours(1);
+/// Keys that could not be asked for again are believed no longer than this.
+const BELIEVED_FOR: SignedDuration = SignedDuration::from_hours(24);
+/// How long the one login that has old keys fetched anew waits for them, where its key is known.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// And no sooner than this after the last try, whatever unknown keys tokens name.
 const PAUSE: SignedDuration = SignedDuration::from_secs(30);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -46,7 +51,7 @@ pub struct Issuer {
     source: Source,
     set: ArcSwap<Set>,
     /// When the keys were last tried for.
-    tried_at: Mutex<Option<Timestamp>>,
+    tried_at: Arc<Mutex<Option<Timestamp>>>,
 }
 
 enum Source {
@@ -107,7 +112,7 @@ impl Issuer {
                 Source::Url { client: Client::inside(gate.clone(), client, &host), uri }
             }
         };
-        let (set, tried_at) = (ArcSwap::default(), Mutex::default());
+        let (set, tried_at) = (ArcSwap::default(), Arc::default());
         Ok(Self { name: name.to_owned(), settings: settings.clone(), source, set, tried_at })
     }
 
@@ -131,7 +136,12 @@ impl Issuer {
     }
 
     /// The job that the token is of; `wanted` are the claims that rules ask for.
-    pub async fn check(&self, token: &Secret, wanted: &HashSet<&str>, now: Timestamp) -> Result<Caller, NotTaken> {
+    pub async fn check(
+        self: &Arc<Self>,
+        token: &Secret,
+        wanted: &HashSet<&str>,
+        now: Timestamp,
+    ) -> Result<Caller, NotTaken> {
         let text = token.expose();
         if text.len() > TOKEN_BYTES_MAX {
             return Err(NotTaken::Invalid("it is too long"));
@@ -185,18 +195,20 @@ impl Issuer {
         Ok(Caller::new(job, None, Some(ends_at)))
     }
 
-    async fn key(&self, kid: &str, algorithm: Algorithm, now: Timestamp) -> Result<DecodingKey, NotTaken> {
+    async fn key(self: &Arc<Self>, kid: &str, algorithm: Algorithm, now: Timestamp) -> Result<DecodingKey, NotTaken> {
         if let Source::File(path) = &self.source {
             self.read_again(path, now);
         } else {
             self.fetch_again(kid, now).await;
         }
         let set = self.set.load();
-        if set.read_at.is_none() {
+        // A file says what holds now as long as it stays as it is.
+        let believed = matches!(self.source, Source::File(_)) || set.is_younger_than(BELIEVED_FOR, now);
+        if set.read_at.is_none() || !believed {
             return Err(NotTaken::NoKeys);
         }
         let unknown = NotTaken::Invalid("it is signed by a key that its issuer does not have");
-        let key = set.keys.iter().find(|key| key.common.key_id.as_deref() == Some(kid)).ok_or(unknown)?;
+        let key = set.find(kid).ok_or(unknown)?;
         let misused = key.common.public_key_use.as_ref().is_some_and(|use_for| *use_for != PublicKeyUse::Signature);
         let other = key.common.key_algorithm.is_some_and(|named| !is_for(named, algorithm));
         if misused || other {
@@ -224,20 +236,36 @@ impl Issuer {
     }
 
     /// Asks for the keys where they are old or lack this one, now and then.
-    async fn fetch_again(&self, kid: &str, now: Timestamp) {
-        let is_enough = |set: &Set| {
-            set.read_at.is_some_and(|at| now.duration_since(at).abs() < FRESH_FOR)
-                && set.keys.iter().any(|key| key.common.key_id.as_deref() == Some(kid))
-        };
-        if is_enough(&self.set.load()) {
+    async fn fetch_again(self: &Arc<Self>, kid: &str, now: Timestamp) {
+        let is_enough = |set: &Set| set.is_younger_than(FRESH_FOR, now) && set.find(kid).is_some();
+        let set = self.set.load_full();
+        if is_enough(&set) {
             return;
         }
-        let mut tried_at = self.tried_at.lock().await;
+        let is_known = set.is_younger_than(BELIEVED_FOR, now) && set.find(kid).is_some();
+        let mut tried_at = match self.tried_at.clone().try_lock_owned() {
+            Ok(tried_at) => tried_at,
+            // They are being fetched.
+            Err(_) if is_known => return,
+            Err(_) => self.tried_at.clone().lock_owned().await,
+        };
         let just_tried = tried_at.is_some_and(|at| now.duration_since(at).abs() < PAUSE);
         if just_tried || is_enough(&self.set.load()) {
             return;
         }
         *tried_at = Some(now);
+        let issuer = self.clone();
+        // To the end also when nobody waits for it any more.
+        let fetching = tokio::spawn(async move {
+            issuer.fetch_now(now).await;
+            drop(tried_at);
+        });
+        let patience = if is_known { PATIENCE } else { CONNECT_TIMEOUT + 2 * RESPONSE_TIMEOUT };
+        // Whatever came of it is in the set and the log.
+        let _ = tokio::time::timeout(patience, fetching).await;
+    }
+
+    async fn fetch_now(&self, now: Timestamp) {
         match self.fetch().await {
             Ok(keys) => {
                 info!(issuer = self.name, keys = keys.len(), "fetched {} keys of issuer `{}`", keys.len(), self.name);
@@ -257,6 +285,16 @@ impl Issuer {
         }
         let body = Limited::new(response.into_body(), SET_BYTES_MAX).collect().await.map_err(|why| why.to_string())?;
         parse(&body.to_bytes())
+    }
+}
+
+impl Set {
+    fn find(&self, kid: &str) -> Option<&Jwk> {
+        self.keys.iter().find(|key| key.common.key_id.as_deref() == Some(kid))
+    }
+
+    fn is_younger_than(&self, age: SignedDuration, now: Timestamp) -> bool {
+        self.read_at.is_some_and(|at| now.duration_since(at).abs() < age)
     }
 }
 

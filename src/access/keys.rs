@@ -41,6 +41,20 @@ pub struct Key {
     pkcs8: Secret,
 }
 
+/// Why the keys that were written cannot be gone on with. The file is as it was.
+#[derive(Debug, thiserror::Error)]
+pub enum KeysError {
+    #[error("`{}` has version {version}, and this sealock knows {VERSION}", path.display())]
+    Newer { path: PathBuf, version: u32 },
+    #[error("`{}` cannot be used ({why}), and cannot be set aside", path.display())]
+    SetAside {
+        path: PathBuf,
+        why: String,
+        #[source]
+        source: io::Error,
+    },
+}
+
 /// Why there is no key to sign with.
 #[derive(Debug, thiserror::Error)]
 #[error("no key could be made to sign tokens with")]
@@ -51,6 +65,12 @@ pub struct NoKey;
 struct Document {
     version: u32,
     keys: Vec<Record>,
+}
+
+/// What is alike in all versions.
+#[derive(Deserialize)]
+struct Versioned {
+    version: u32,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -64,13 +84,28 @@ struct Record {
 
 impl Keys {
     /// `folder`: `access/` in the data folder. `life`: the longest life of a token.
-    pub fn open(folder: &Path, life: SignedDuration) -> Self {
+    ///
+    /// Keys that cannot be read are set aside, as `keys.json.broken`, and made anew; those of a later version are refused.
+    pub fn open(folder: &Path, life: SignedDuration) -> Result<Self, KeysError> {
         let path = folder.join("keys.json");
-        let ring = read(&path).unwrap_or_else(|why| {
-            error!(error = %why, "the keys of tokens are made anew, and everybody must log in again: {why}");
-            Vec::new()
-        });
-        Self { path, kept_for: life, ring: ArcSwap::from_pointee(ring), changing: Mutex::new(()) }
+        let ring = match read(&path) {
+            Ok(ring) => ring,
+            Err(Unread::Newer(version)) => return Err(KeysError::Newer { path, version }),
+            Err(Unread::Broken(why)) => {
+                let aside = path.with_extension("json.broken");
+                if let Err(source) = std::fs::rename(&path, &aside) {
+                    return Err(KeysError::SetAside { path, why, source });
+                }
+                let (path, aside) = (path.display(), aside.display());
+                error!(
+                    error = why,
+                    "`{path}` cannot be used ({why}) and is now `{aside}`; the keys of tokens are made anew, and \
+                     everybody must log in again"
+                );
+                Vec::new()
+            }
+        };
+        Ok(Self { path, kept_for: life, ring: ArcSwap::from_pointee(ring), changing: Mutex::new(()) })
     }
 
     /// This key alone, for `fuzz/`.
@@ -108,6 +143,22 @@ impl Keys {
     }
 }
 
+impl KeysError {
+    /// What the reader can do about it.
+    pub fn hint(&self) -> String {
+        match self {
+            Self::Newer { .. } => {
+                "run the sealock that wrote it, or a later one; or move the file away: then everybody \
+                                   must log in again"
+                    .to_owned()
+            }
+            Self::SetAside { path, .. } => {
+                format!("move `{}` away by hand; everybody must log in again", path.display())
+            }
+        }
+    }
+}
+
 impl Key {
     fn make(now: Timestamp) -> Option<Self> {
         let random = SystemRandom::new();
@@ -125,20 +176,30 @@ impl Key {
     }
 }
 
+enum Unread {
+    Broken(String),
+    Newer(u32),
+}
+
 /// Newest first.
-fn read(path: &Path) -> Result<Vec<Arc<Key>>, String> {
-    let wrong = |why: &dyn std::fmt::Display| format!("`{}` cannot be used: {why}", path.display());
-    let Some(bytes) = file::read(path).map_err(|why| wrong(&why))? else { return Ok(Vec::new()) };
+fn read(path: &Path) -> Result<Vec<Arc<Key>>, Unread> {
+    let broken = |why: &str| Unread::Broken(why.to_owned());
+    let Some(bytes) = file::read(path).map_err(|why| broken(&why.to_string()))? else { return Ok(Vec::new()) };
     // The cause may quote what it stumbled over.
-    let document: Document = serde_json::from_slice(&bytes).map_err(|_| wrong(&"it is not as sealock writes it"))?;
+    let strange = |_| broken("it is not as sealock writes it");
+    let Versioned { version } = serde_json::from_slice(&bytes).map_err(strange)?;
+    if version > VERSION {
+        return Err(Unread::Newer(version));
+    }
+    let document: Document = serde_json::from_slice(&bytes).map_err(strange)?;
     if document.version != VERSION {
-        return Err(wrong(&format!("it has version {}, and this sealock knows {VERSION}", document.version)));
+        return Err(broken(&format!("it has version {version}, and this sealock knows {VERSION}")));
     }
     let keys = document.keys.into_iter().take(KEYS_MAX).map(|record| {
         let pkcs8 = STANDARD.decode(record.pkcs8).ok()?;
         Key::load(record.id, record.created_at, &pkcs8).map(Arc::new)
     });
-    keys.collect::<Option<Vec<_>>>().ok_or_else(|| wrong(&"a key in it is none"))
+    keys.collect::<Option<Vec<_>>>().ok_or_else(|| broken("a key in it is none"))
 }
 
 fn write(path: &Path, ring: &[Arc<Key>]) -> io::Result<()> {
@@ -160,14 +221,14 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let access = folder.path().join("access");
         let life = SignedDuration::from_hours(24);
-        let keys = Keys::open(&access, life);
+        let keys = Keys::open(&access, life).unwrap();
         let now = Timestamp::from_second(1_790_000_000).unwrap();
         let first = keys.signing(now).unwrap();
         assert_eq!(keys.signing(now + life).unwrap().id, first.id);
         let later = now + RENEWED_AFTER;
-        let second = Keys::open(&access, life).signing(later).unwrap();
+        let second = Keys::open(&access, life).unwrap().signing(later).unwrap();
         assert_ne!(second.id, first.id);
-        let keys = Keys::open(&access, life);
+        let keys = Keys::open(&access, life).unwrap();
         assert!(keys.find(&first.id).is_some() && keys.find(&second.id).is_some(), "both are on disk");
         keys.signing(later + RENEWED_AFTER).unwrap();
         assert!(keys.find(&first.id).is_none() && keys.find(&second.id).is_some());
@@ -176,9 +237,28 @@ mod tests {
     #[test]
     fn a_broken_file_costs_the_tokens_and_not_the_start() {
         let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("keys.json"), "{\"version\":1,\"keys\":[{\"canary\":1}]}").unwrap();
-        assert!(!read(&folder.path().join("keys.json")).map(|_| ()).unwrap_err().contains("canary"));
-        let keys = Keys::open(folder.path(), SignedDuration::ZERO);
-        assert!(keys.signing(Timestamp::UNIX_EPOCH).is_ok());
+        let path = folder.path().join("keys.json");
+        for text in ["{\"version\":1,\"keys\":[{\"canary\":1}]}", "rubbish", "{\"version\":0,\"keys\":[]}"] {
+            std::fs::write(&path, text).unwrap();
+            assert!(matches!(read(&path), Err(Unread::Broken(why)) if !why.contains("canary")));
+            let keys = Keys::open(folder.path(), SignedDuration::ZERO).unwrap();
+            assert!(keys.signing(Timestamp::UNIX_EPOCH).is_ok());
+            let aside = std::fs::read_to_string(folder.path().join("keys.json.broken")).unwrap();
+            assert_eq!(aside, text, "it is still to be had");
+            assert!(read(&path).is_ok_and(|ring| ring.len() == 1));
+        }
+    }
+
+    #[test]
+    fn a_file_of_a_later_version_is_refused_and_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys.json");
+        let text = "{\"version\":2,\"rings\":{\"canary\":1}}";
+        std::fs::write(&path, text).unwrap();
+        let refused = Keys::open(folder.path(), SignedDuration::ZERO).err().unwrap();
+        assert!(refused.to_string().ends_with("has version 2, and this sealock knows 1"), "{refused}");
+        assert!(refused.hint().contains("run the sealock that wrote it"));
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+        assert!(!folder.path().join("keys.json.broken").exists());
     }
 }

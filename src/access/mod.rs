@@ -48,6 +48,7 @@ pub use self::brake::{ACCOUNT_TRIES, ADDRESS_TRIES, WAIT_MAX};
 pub use self::caller::{Caller, Grants, Mark, Subject, Verb, Verbs};
 pub use self::explain::{Explanation, Question, explain};
 pub use self::issuer::IssuerError;
+pub use self::keys::KeysError;
 pub use self::password::{HashError, PASSWORD_BYTES_MAX};
 pub use self::robots::{RobotOrder, RobotRecord, RobotsError, RobotsFile, TOKEN_PREFIX};
 pub use self::rules::{Grounds, Mode, Private, Reason, Rules};
@@ -58,9 +59,9 @@ pub use self::users::{UsersError, UsersFile};
 use self::book::{Book, Entries};
 use self::brake::Brake;
 use self::issuer::Issuer;
-use self::keys::{Keys, NoKey};
+use self::keys::Keys;
 use self::known::Remembered;
-use self::token::Use;
+use self::token::{NoToken, Use};
 use crate::clock::Clock;
 use crate::gate::Gate;
 use crate::names::{Repository, Routes};
@@ -79,7 +80,7 @@ struct Inner {
     rules: Rules,
     book: Book,
     keys: Keys,
-    issuers: Vec<Issuer>,
+    issuers: Vec<Arc<Issuer>>,
     brake: Brake,
     remembered: Remembered,
     hashing: Arc<Semaphore>,
@@ -141,6 +142,25 @@ pub enum Denial {
     Forbidden,
 }
 
+/// Why logins and rules cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum AccessError {
+    #[error(transparent)]
+    Issuer(#[from] IssuerError),
+    #[error(transparent)]
+    Keys(#[from] KeysError),
+}
+
+impl AccessError {
+    /// What the reader can do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Issuer(_) => None,
+            Self::Keys(why) => Some(why.hint()),
+        }
+    }
+}
+
 /// A token that was made.
 pub struct Issued {
     pub token: Secret,
@@ -169,15 +189,15 @@ impl Access {
         private: Private,
         gate: &Gate,
         clock: Clock,
-    ) -> Result<Self, IssuerError> {
+    ) -> Result<Self, AccessError> {
         let folder = folder(data);
-        let issuers = settings.issuer.iter().map(|(name, issuer)| Issuer::new(name, issuer, gate));
+        let issuers = settings.issuer.iter().map(|(name, issuer)| Issuer::new(name, issuer, gate).map(Arc::new));
         let life = |span: crate::size::Span| SignedDuration::try_from(span.0).unwrap_or_default();
         let (token_life, refresh_life) = (life(settings.token_life), life(settings.refresh_life));
         Ok(Self(Arc::new(Inner {
             rules: Rules::new(settings, routes, private),
             book: Book::open(&folder, settings.htpasswd.as_deref()),
-            keys: Keys::open(&folder, token_life.max(refresh_life)),
+            keys: Keys::open(&folder, token_life.max(refresh_life))?,
             issuers: issuers.collect::<Result<_, _>>()?,
             brake: Brake::new(),
             remembered: Remembered::new(),
@@ -252,10 +272,10 @@ impl Access {
     }
 
     /// Makes a token for as much of `scopes` as the caller may now; with `offline`, one to get more with.
-    pub async fn issue(&self, caller: &Caller, scopes: &[Scope], offline: bool) -> Result<Issued, NoKey> {
+    pub async fn issue(&self, caller: &Caller, scopes: &[Scope], offline: bool) -> Result<Issued, NoToken> {
         let (access, caller, scopes) = (self.clone(), caller.clone(), scopes.to_vec());
         let issued = tokio::task::spawn_blocking(move || access.0.issue(&caller, &scopes, offline)).await;
-        issued.unwrap_or(Err(NoKey))
+        issued.unwrap_or(Err(NoToken::Stopped))
     }
 
     pub fn report(&self) -> AccessReport {
@@ -298,7 +318,7 @@ impl Inner {
         self.rules.judge(self.mode(entries), &caller.0.subject, scope, verb, repository)
     }
 
-    fn issue(&self, caller: &Caller, scopes: &[Scope], offline: bool) -> Result<Issued, NoKey> {
+    fn issue(&self, caller: &Caller, scopes: &[Scope], offline: bool) -> Result<Issued, NoToken> {
         let entries = self.book.now();
         let mut grants = Grants::default();
         for scope in scopes {

@@ -17,6 +17,19 @@ pub const ISSUER: &str = "sealock";
 const ALGORITHM: Algorithm = Algorithm::EdDSA;
 /// How far the clock may be set back without voiding tokens that were just made.
 const CLOCK_STEP: SignedDuration = SignedDuration::from_secs(60);
+/// An Ed25519 signature in base64, in characters.
+const SIGNATURE_CHARS: usize = 86;
+
+/// Why no token could be made.
+#[derive(Debug, thiserror::Error)]
+pub enum NoToken {
+    #[error(transparent)]
+    Key(#[from] NoKey),
+    #[error("what is to be said of the caller does not fit into a token of {TOKEN_BYTES_MAX} bytes")]
+    TooLong,
+    #[error("making it was broken off")]
+    Stopped,
+}
 
 /// What a token is for; one kind is never taken for the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,7 +66,8 @@ impl Use {
     }
 }
 
-/// Makes a token for `subject` that is good until `ends_at`. Not for an async thread: a key may have to be made.
+/// Makes a token for `subject` that is good until `ends_at`, with the first of the grants, as many as fit into a token that
+/// [`check`] looks at. Not for an async thread: a key may have to be made.
 pub fn sign(
     keys: &Keys,
     used: Use,
@@ -61,7 +75,7 @@ pub fn sign(
     grants: &Grants,
     now: Timestamp,
     ends_at: Timestamp,
-) -> Result<Secret, NoKey> {
+) -> Result<Secret, NoToken> {
     let key = keys.signing(now)?;
     let access = grants.repositories.iter().map(|(repository, verbs)| {
         let host = match &repository.origin {
@@ -72,7 +86,7 @@ pub fn sign(
     });
     let mut id = [0; 16];
     aws_lc_rs::rand::fill(&mut id).map_err(|_| NoKey)?;
-    let claims = Claims {
+    let mut claims = Claims {
         iss: ISSUER.to_owned(),
         aud: used.audience().to_owned(),
         exp: ends_at.as_second(),
@@ -80,12 +94,25 @@ pub fn sign(
         iat: now.as_second(),
         jti: hex::encode(id),
         who: subject.clone(),
-        access: access.collect(),
+        access: Vec::new(),
         catalog: grants.catalog,
     };
     let mut header = Header::new(ALGORITHM);
     header.kid = Some(key.id.clone());
-    jsonwebtoken::encode(&header, &claims, &key.signing).map(Secret::new).map_err(|_| NoKey)
+    // Three parts with a dot between them; three bytes are four characters.
+    let others = json_bytes(&header).div_ceil(3).saturating_mul(4).saturating_add(SIGNATURE_CHARS + 2);
+    let room = TOKEN_BYTES_MAX.saturating_sub(others) / 4 * 3;
+    let mut room = room.checked_sub(json_bytes(&claims)).ok_or(NoToken::TooLong)?;
+    claims.access.extend(access.map_while(|grant| {
+        // With the comma after it.
+        room = room.checked_sub(json_bytes(&grant).saturating_add(1))?;
+        Some(grant)
+    }));
+    Ok(jsonwebtoken::encode(&header, &claims, &key.signing).map(Secret::new).map_err(|_| NoKey)?)
+}
+
+fn json_bytes(value: &impl Serialize) -> usize {
+    serde_json::to_vec(value).map_or(usize::MAX, |text| text.len())
 }
 
 /// Who the token is for, if it is one of ours, for this use, and good now.
@@ -156,7 +183,7 @@ mod tests {
     #[test]
     fn a_token_says_what_was_put_into_it_until_it_ends() {
         let folder = tempfile::tempdir().unwrap();
-        let keys = Keys::open(folder.path(), minutes(60));
+        let keys = Keys::open(folder.path(), minutes(60)).unwrap();
         let repository = |host: &str, name: &str| {
             let origin = if host.is_empty() { Origin::Local } else { Origin::Upstream(host.into()) };
             Repository { origin, name: name.parse().unwrap() }
@@ -180,10 +207,39 @@ mod tests {
     }
 
     #[test]
+    fn a_token_has_as_many_grants_as_fit_and_is_taken() {
+        // Invariant 17
+        let folder = tempfile::tempdir().unwrap();
+        let keys = Keys::open(folder.path(), minutes(60)).unwrap();
+        let repositories: Vec<_> = (0..64)
+            .map(|number| {
+                let name = format!("{number:02}{}", "a".repeat(238)).parse().unwrap();
+                (Repository { origin: Origin::Upstream("far.test".into()), name }, Verbs::CONTENT)
+            })
+            .collect();
+        let mut longest = 0;
+        // Whatever the rest of the token needs.
+        for extra in 0..300 {
+            let subject = Subject::User { name: "a".repeat(extra), mark: Mark("m".to_owned()) };
+            let grants = Grants { repositories: repositories.clone(), catalog: true };
+            let token = sign(&keys, Use::Access, &subject, &grants, now(), now() + minutes(5)).unwrap();
+            let caller = check(&keys, Use::Access, &token, now()).expect("it is taken");
+            let got = caller.0.grants.as_ref().unwrap();
+            assert!(got.catalog && got.repositories.len() > 35 && repositories.starts_with(&got.repositories));
+            longest = longest.max(token.expose().len());
+        }
+        assert!(longest > TOKEN_BYTES_MAX - 16, "the room is used: {longest}");
+        let subject = Subject::User { name: "a".repeat(TOKEN_BYTES_MAX), mark: Mark("m".to_owned()) };
+        let refused = sign(&keys, Use::Access, &subject, &Grants::default(), now(), now() + minutes(5));
+        assert!(matches!(refused, Err(NoToken::TooLong)));
+    }
+
+    #[test]
     fn what_we_did_not_sign_is_not_believed() {
         // Invariant 16
         let (folder, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let (keys, others) = (Keys::open(folder.path(), minutes(60)), Keys::open(other.path(), minutes(60)));
+        let (keys, others) =
+            (Keys::open(folder.path(), minutes(60)).unwrap(), Keys::open(other.path(), minutes(60)).unwrap());
         let make = |keys: &Keys| sign(keys, Use::Access, &alice(), &Grants::default(), now(), now() + minutes(5));
         let (token, foreign) = (make(&keys).unwrap(), make(&others).unwrap());
         assert!(

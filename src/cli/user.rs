@@ -1,6 +1,6 @@
 //! `sealock user add|passwd|rm|list`: who can log in with a password.
 
-use std::io::{self, IsTerminal as _, Read as _};
+use std::io::{self, BufRead as _, IsTerminal as _};
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
@@ -11,7 +11,7 @@ use crate::secret::Secret;
 
 #[derive(Subcommand)]
 pub enum UserCommand {
-    /// Add a user; the password is asked for, or read from standard input
+    /// Add a user; the password is asked for, or is the first line of standard input
     ///
     /// It takes effect at once, also in a server that runs. With the first user or rule, whoever has no login is let in
     /// by access rules alone.
@@ -27,7 +27,7 @@ pub enum UserCommand {
 #[derive(Args)]
 pub struct WithPassword {
     name: String,
-    /// Read the password from this file; a line end at its end does not count
+    /// Read the password from the first line of this file; its line end does not count
     #[arg(long, value_name = "FILE")]
     password_file: Option<PathBuf>,
 }
@@ -89,9 +89,10 @@ impl WithPassword {
 
 /// The first line, and no more than a password may have.
 fn read(from: impl io::Read) -> io::Result<Secret> {
-    let mut text = String::new();
-    from.take(PASSWORD_BYTES_MAX as u64 + 3).read_to_string(&mut text)?;
-    Ok(Secret::new(text.strip_suffix('\n').map_or(text.as_str(), |text| text.trim_end_matches('\r'))))
+    let mut line = Vec::new();
+    io::BufReader::new(from.take(PASSWORD_BYTES_MAX as u64 + 3)).read_until(b'\n', &mut line)?;
+    let line = String::from_utf8(line).map_err(|_| io::Error::other("the password is not UTF-8"))?;
+    Ok(Secret::new(line.strip_suffix('\n').map_or(line.as_str(), |line| line.trim_end_matches('\r'))))
 }
 
 fn show(file: &UsersFile, json: bool) -> Result<(), Failure> {
@@ -115,5 +116,24 @@ impl From<UsersError> for Failure {
             _ => None,
         };
         Self::new(&why, hint)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_password_is_the_first_line() {
+        for text in
+            ["sesame-open", "sesame-open\n", "sesame-open\r\n", "sesame-open\nits hint\n", "sesame-open\r\n\r\n"]
+        {
+            assert!(read(text.as_bytes()).unwrap() == Secret::new("sesame-open"), "{text:?}");
+        }
+        assert!(read(&b"sesame open \n"[..]).unwrap() == Secret::new("sesame open "), "blanks are of it");
+        assert!(read(&b"\nsesame-open"[..]).unwrap().expose().is_empty());
+        assert!(read(&b"sesame-\xff\n"[..]).is_err());
+        let long = "a".repeat(PASSWORD_BYTES_MAX + 100);
+        assert!(read(long.as_bytes()).unwrap().expose().len() > PASSWORD_BYTES_MAX, "it is refused, not cut");
     }
 }

@@ -13,9 +13,10 @@ use rustix::io::{Errno, ReadWriteFlags};
 use tokio::task::JoinHandle;
 
 use super::pool::{PIECE_LARGE, Piece, Pool};
+use crate::store::PROMPT_BYTES_MAX;
 
-/// Blobs up to this size are read in one go and sent with their head in one write.
-pub(super) const WHOLE_MAX: u64 = 64 << 10;
+/// Blobs up to this size are read in one go and sent with their head in one write; their check is waited for before it.
+pub(super) const WHOLE_MAX: u64 = PROMPT_BYTES_MAX;
 /// How far the kernel is asked to read ahead once a read had to wait for the disk.
 const READ_AHEAD: u64 = 4 << 20;
 

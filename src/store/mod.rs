@@ -65,7 +65,7 @@ pub use records::{
 pub use retire::{RETIRE_TAGS_MAX, TagFacts};
 pub use room::{ROOM_ORDERS_MAX, ROOM_WAIT_MAX, RoomOrder};
 pub use scrub::Verdict;
-pub use sound::{Check, KNOWN_FOR, Unsound};
+pub use sound::{Check, KNOWN_FOR, PROMPT_BYTES_MAX, Unsound};
 pub use staged::Staged;
 pub use staging::{STAGED_BYTES_MAX, STAGED_FILES_MAX};
 pub use sweep::{GARBAGE_MAX, Restored};

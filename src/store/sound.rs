@@ -29,6 +29,8 @@ use crate::oci::Digest;
 pub const KNOWN_FOR: SignedDuration = SignedDuration::from_hours(24);
 /// Checks that readers wait for and that run at one time; more wait.
 const CHECKS_MAX: usize = 4;
+/// A file of up to so many bytes is checked at once: it is read in a moment, and must not wait behind large ones.
+pub const PROMPT_BYTES_MAX: u64 = 64 << 10;
 /// Bytes that a check reads in a second while nobody waits for it: as many as the scrub by default.
 const UNHURRIED_RATE: u64 = 16 << 20;
 /// Bytes that are read at a time to hash a file.
@@ -181,6 +183,7 @@ impl Slot {
     async fn run(self, blob: KeptBlob, turn: Option<OwnedSemaphorePermit>) {
         let _place = match &turn {
             Some(_) => None,
+            None if self.key.1.size <= PROMPT_BYTES_MAX => None,
             None => tokio::select! {
                 place = self.inner.sound.places.acquire() => place.ok(),
                 () = self.is_left() => return,
@@ -268,7 +271,9 @@ fn judge(right: Option<bool>, before: &Look, after: &Look) -> Result<(), Unsound
 
 /// Whether the bytes are those of the digest, and as many as there should be; `None`: the store closes. Blocking.
 fn hash(blob: &KeptBlob, hurried: &AtomicBool, closing: &CancellationToken) -> io::Result<Option<bool>> {
-    let (mut hasher, mut piece, mut at) = (blob.digest.algorithm().hasher(), vec![0; PIECE], 0);
+    // One byte more than there should be, so that a file that has more is seen to.
+    let piece_size = usize::try_from(blob.size + 1).map_or(PIECE, |size| size.min(PIECE));
+    let (mut hasher, mut piece, mut at) = (blob.digest.algorithm().hasher(), vec![0; piece_size], 0);
     loop {
         let count = read_at(&blob.file, &mut piece, at)?;
         if count == 0 {
@@ -296,7 +301,33 @@ fn read_at(file: &File, into: &mut [u8], at: u64) -> io::Result<usize> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+
     use super::*;
+    use crate::clock::Clock;
+
+    #[tokio::test]
+    async fn a_small_file_does_not_wait_behind_large_ones() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path(), Clock::wound(Timestamp::UNIX_EPOCH)).await.unwrap();
+        let blob = |size: u64| {
+            let bytes = vec![7; size as usize];
+            let mut file = tempfile::tempfile().unwrap();
+            file.write_all(&bytes).unwrap();
+            KeptBlob { file: Arc::new(file), digest: Digest::sha256(&bytes), size }
+        };
+        // Large ones on a slow disk have all the places.
+        let places = store.0.sound.places.acquire_many(CHECKS_MAX as u32).await.unwrap();
+        let large = store.check(&blob(PROMPT_BYTES_MAX + 1)).unwrap();
+        for size in [0, 2, PROMPT_BYTES_MAX] {
+            let small = store.check(&blob(size)).unwrap().outcome();
+            let verdict = tokio::time::timeout(Duration::from_secs(20), small).await.expect("it waits for a place");
+            assert_eq!(verdict, Ok(()), "{size}");
+        }
+        assert!(large.0.borrow().is_none(), "a large one waits for its turn");
+        drop(places);
+        assert_eq!(large.outcome().await, Ok(()));
+    }
 
     #[test]
     fn a_file_that_is_moved_while_it_is_read_is_what_it_was_and_one_that_is_written_to_is_not() {

@@ -239,3 +239,39 @@ async fn a_new_key_is_fetched_and_a_flood_of_unknown_ones_is_not() {
     assert_eq!(status(&site, "/v2/", &of(&new, 2)).await, 200);
     assert_eq!(keys.asked(), 4);
 }
+
+#[tokio::test]
+async fn a_known_key_waits_for_no_refresh_and_is_not_believed_for_ever() {
+    // Invariant 16
+    let (signer, new) = (Signer::es256("ec"), Signer::es256("new"));
+    let keys = KeyServer::start(&[&signer]).await;
+    let site = setup(&format!("jwks_url = \"{}\"", keys.url)).start().await;
+    let of = |signer: &Signer, number: usize| format!("Bearer {}", signer.token(&site, &json!({ "jti": number })));
+    assert_eq!(status(&site, "/v2/", &of(&signer, 0)).await, 200);
+    // The issuer takes its time: the server waits for what the test holds.
+    site.advance(Duration::from_secs(3600));
+    let mut body = keys.body.lock().await;
+    let logins = futures_util::future::join_all((1..9).map(|number| {
+        let token = of(&signer, number);
+        let site = &site;
+        async move { status(site, "/v2/", &token).await }
+    }));
+    // Less than it takes to give the issuer up.
+    let answers = tokio::time::timeout(Duration::from_secs(4), logins).await.expect("they wait for the issuer");
+    assert_eq!((answers, keys.asked()), (vec![200; 8], 2));
+    *body = set(&[&new]);
+    drop(body);
+    // Who has a key that is not known waits for it; what was taken back is out then.
+    assert_eq!(status(&site, "/v2/", &of(&new, 1)).await, 200);
+    assert_eq!(status(&site, "/v2/", &of(&signer, 10)).await, 401);
+    assert_eq!(keys.asked(), 2, "it was fetched to its end though nobody waited");
+
+    *keys.body.lock().await = "rubbish".to_owned();
+    site.advance(Duration::from_secs(23 * 3600));
+    assert_eq!(status(&site, "/v2/", &of(&new, 2)).await, 200);
+    site.advance(Duration::from_secs(3600));
+    assert_ne!(status(&site, "/v2/", &of(&new, 3)).await, 200, "a day without the issuer's word");
+    keys.serve(&[&new]).await;
+    site.advance(Duration::from_secs(30));
+    assert_eq!(status(&site, "/v2/", &of(&new, 4)).await, 200);
+}

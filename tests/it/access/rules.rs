@@ -181,6 +181,16 @@ async fn what_was_had_with_credentials_needs_a_login_here() {
         assert_eq!(status(&site, "/v2/", "").await, if open { 200 } else { 401 });
         let anonymous = token(&site, "", &["repository:far.test/team/app:pull"]).await;
         assert_eq!(status(&site, path, &anonymous).await, expected);
+        assert_eq!(status(&site, "/v2/", &anonymous).await, 200, "{lines}{rules}");
+        if !open {
+            for shown in ["Bearer rubbish", "Basic Og=="] {
+                assert_eq!(status(&site, "/v2/", shown).await, 401, "{shown}");
+            }
+        }
+        if expected == 401 {
+            let denied = get(&site, path, &anonymous).await;
+            assert!(challenge(&denied).ends_with("error=\"insufficient_scope\""), "{denied:?}");
+        }
         add_users(&site, &["alice"]);
         if rules.is_empty() || expected == 401 {
             assert_eq!(status(&site, path, &of("alice")).await, 200);
@@ -201,6 +211,15 @@ async fn of_an_upstream_with_credentials_for_some_names_only_those_need_a_login(
     let site = Sealock::setup().upstream("far", "far.test", &far).settings(&some).gate_open().start().await;
     assert_eq!(status(&site, "/v2/far.test/group/app/manifests/1", "").await, 401);
     assert_eq!(status(&site, "/v2/far.test/open/app/manifests/1", "").await, 200);
+    // As docker does: `/v2/` sends it for a token, which is good for all but the private names until it ends.
+    let scopes = ["repository:far.test/open/app:pull", "repository:far.test/group/app:pull"];
+    let anonymous = token(&site, "", &scopes).await;
+    assert_eq!(status(&site, "/v2/", "").await, 401);
+    assert_eq!(status(&site, "/v2/", &anonymous).await, 200);
+    assert_eq!(status(&site, "/v2/far.test/open/app/manifests/1", &anonymous).await, 200);
+    assert_eq!(status(&site, "/v2/far.test/group/app/manifests/1", &anonymous).await, 401);
+    site.advance(std::time::Duration::from_secs(86_400));
+    assert_eq!(status(&site, "/v2/", &anonymous).await, 401);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::future::Future as _;
 use std::pin::pin;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll, Waker};
 
 use argon2::Params;
@@ -35,7 +35,7 @@ const SKEW: f64 = 30.0;
 struct Fixed {
     pair: Ed25519KeyPair,
     keys: Keys,
-    issuer: Issuer,
+    issuer: Arc<Issuer>,
 }
 
 static FIXED: LazyLock<Fixed> = LazyLock::new(|| {
@@ -46,7 +46,7 @@ static FIXED: LazyLock<Fixed> = LazyLock::new(|| {
     let set = json!({"keys": [{"kty": "OKP", "crv": "Ed25519", "kid": KEY_ID, "use": "sig", "x": public}]});
     let settings = serde_json::from_value(settings).unwrap_or_else(|why| panic!("{why}"));
     let issuer = Issuer::of_keys("git", &settings, set.to_string().as_bytes()).unwrap_or_else(|why| panic!("{why}"));
-    Fixed { pair, keys, issuer }
+    Fixed { pair, keys, issuer: Arc::new(issuer) }
 });
 
 fn now() -> Timestamp {

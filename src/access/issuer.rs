@@ -122,7 +122,7 @@ impl Issuer {
         let path = PathBuf::from("/dev/null/keys");
         let set = Set { keys: parse(set)?, read_at: Some(Timestamp::UNIX_EPOCH), stamp: Some(Stamp::of(&path)) };
         let (set, source) = (ArcSwap::from_pointee(set), Source::File(path));
-        Ok(Self { name: name.to_owned(), settings: settings.clone(), source, set, tried_at: Mutex::default() })
+        Ok(Self { name: name.to_owned(), settings: settings.clone(), source, set, tried_at: Arc::default() })
     }
 
     /// Its key in the settings.

@@ -318,50 +318,6 @@ async fn an_eviction_that_is_cut_short_leaves_nothing_half() {
 }
 
 #[tokio::test]
-async fn the_second_look_costs_by_what_goes_and_not_by_all_that_is_kept() {
-    let (site, here) = (Site::in_memory().await, repository("team/app"));
-    for name in ["1", "2", "3", "4"] {
-        fill(&site, &here, name, b"shared layer").await;
-    }
-    // Others, used lately, of ten blobs each.
-    change(
-        &site,
-        "WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 5000)
-        INSERT INTO manifest (digest, media_type, size, annotations, complete, kept_at, used_at)
-        SELECT printf('sha256:%064x', n), 'application/json', 2, '{}', TRUE, 9e15, 9e15 FROM n",
-    )
-    .await;
-    change(
-        &site,
-        "INSERT INTO manifest_grant (repository, digest, filled)
-        SELECT (SELECT MIN(id) FROM repository), digest, TRUE FROM manifest WHERE used_at > 8e15",
-    )
-    .await;
-    change(
-        &site,
-        "WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 10)
-        INSERT INTO part (manifest, position, digest, kind, size, media_type)
-        SELECT m.digest, n.n, replace(m.digest, 'sha256:000', printf('sha256:%03x', n.n)), 'layer', 1, 'x'
-        FROM manifest m CROSS JOIN n WHERE m.used_at > 8e15",
-    )
-    .await;
-    site.clock.advance(DAY * 2);
-    let begun = std::time::Instant::now();
-    let units = evictable(&site).await;
-    let first_look = begun.elapsed();
-    assert_eq!(units.len(), 4);
-    // The best of several: other tests run beside this one.
-    let mut second_look = std::time::Duration::MAX;
-    for unit in units {
-        let begun = std::time::Instant::now();
-        let gone = site.store.evict(vec![unit], u64::MAX, &rules(&site)).await.unwrap();
-        second_look = second_look.min(begun.elapsed());
-        assert_eq!(gone.len(), 1);
-    }
-    assert!(second_look < first_look / 3, "{second_look:?}, where all that is kept takes {first_look:?}");
-}
-
-#[tokio::test]
 async fn clients_that_read_it_already_get_it_whole() {
     // Invariant 3
     let (site, here) = (Site::new().await, repository("team/app"));

@@ -36,12 +36,13 @@ impl Ls {
             vec![
                 format!("{}:{}", tag.repository, tag.tag),
                 if tag.complete { "complete" } else { "in part" }.to_owned(),
+                tag.source.as_str().to_owned(),
                 Size(tag.size_bytes).to_string(),
                 format!("checked {}", print::relative(now, tag.checked_at)),
                 format!("moved {}", print::relative(now, tag.moved_at)),
                 tag.digest.clone(),
             ]
         });
-        print::table(&["TAG", "STATE", "SIZE", "CHECKED", "MOVED", "DIGEST"], &rows.collect::<Vec<_>>())
+        print::table(&["TAG", "STATE", "FROM", "SIZE", "CHECKED", "MOVED", "DIGEST"], &rows.collect::<Vec<_>>())
     }
 }

@@ -57,6 +57,12 @@ fn show(report: &StatusReport) -> Result<(), Failure> {
         totals.repositories,
         totals.incomplete_tags
     ))?;
+    if totals.pushed_tags + totals.imported_tags > 0 {
+        print::line(&format!(
+            "tags that upstream does not move: {} pushed, {} imported (`sealock ls` tells which)",
+            totals.pushed_tags, totals.imported_tags
+        ))?;
+    }
     show_keep(&report.keep, report.now)?;
     if totals.staged_bytes > 0 || report.under_way > 0 {
         print::line(&format!(

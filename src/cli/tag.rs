@@ -7,7 +7,6 @@ use clap::{Args, Subcommand};
 use super::{Common, Failure, print};
 use crate::clock::Clock;
 use crate::server::admin::{TagOrder, TagReport};
-use crate::store::TagSource;
 
 #[derive(Subcommand)]
 pub enum TagCommand {
@@ -111,12 +110,7 @@ fn log(common: &Common, asked: &Asked) -> Result<(), Failure> {
             (Some(_), true) => "kept",
             (Some(_), false) => "gone",
         };
-        let source = match (line.digest, line.source) {
-            (None, _) => "deleted",
-            (Some(_), TagSource::Filled) => "filled",
-            (Some(_), TagSource::Pushed) => "pushed",
-            (Some(_), TagSource::Imported) => "imported",
-        };
+        let source = if line.digest.is_some() { line.source.as_str() } else { "deleted" };
         let when = format!("{} ({})", print::minute(line.moved_at), print::relative(now, line.moved_at));
         vec![
             when,

@@ -191,6 +191,11 @@ pub struct TagLine {
 pub struct Totals {
     pub repositories: u64,
     pub tags: u64,
+    /// Of these, those that were pushed here, and those that an import brought; the others were filled.
+    #[serde(default)]
+    pub pushed_tags: u64,
+    #[serde(default)]
+    pub imported_tags: u64,
     pub manifests: u64,
     pub blobs: u64,
     /// Blobs and manifests.
@@ -233,7 +238,8 @@ impl GarbageKind {
 }
 
 impl TagSource {
-    pub(super) fn as_str(self) -> &'static str {
+    /// `filled`, `pushed` or `imported`.
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Filled => "filled",
             Self::Pushed => "pushed",

@@ -73,6 +73,8 @@ pub async fn totals(readers: &Pool) -> Result<Totals, StoreError> {
             OR EXISTS (SELECT 1 FROM blob_grant g WHERE g.repository = r.id)
             OR EXISTS (SELECT 1 FROM tag t WHERE t.repository = r.id)) AS repositories,
         (SELECT COUNT(*) FROM tag) AS tags,
+        (SELECT COUNT(*) FROM tag WHERE source = 'pushed') AS pushed_tags,
+        (SELECT COUNT(*) FROM tag WHERE source = 'imported') AS imported_tags,
         (SELECT COUNT(*) FROM manifest) AS manifests,
         (SELECT COUNT(*) FROM blob) AS blobs,
         (SELECT CAST(COALESCE(SUM(size), 0) AS BIGINT) FROM blob)
@@ -87,6 +89,8 @@ pub async fn totals(readers: &Pool) -> Result<Totals, StoreError> {
     Ok(Totals {
         repositories: count("repositories")?,
         tags: count("tags")?,
+        pushed_tags: count("pushed_tags")?,
+        imported_tags: count("imported_tags")?,
         manifests: count("manifests")?,
         blobs: count("blobs")?,
         size_bytes: count("size_bytes")?,

@@ -49,6 +49,12 @@ async fn totals_add_up() {
     assert_eq!((totals.repositories, totals.tags, totals.manifests, totals.blobs), (1, 2, 2, 2));
     assert_eq!(totals.size_bytes, whole.size() + hollow.size() + 12 + 11);
     assert_eq!((totals.staged_bytes, totals.incomplete_tags), (5, 1));
+    assert_eq!((totals.pushed_tags, totals.imported_tags), (0, 0));
+    for (name, source) in [("mine", TagSource::Pushed), ("carried", TagSource::Imported)] {
+        site.store.point_tag(&here, &tag(name), &whole.digest, source).await.unwrap();
+    }
+    let totals = site.store.totals().await.unwrap();
+    assert_eq!((totals.tags, totals.pushed_tags, totals.imported_tags), (4, 1, 1));
 }
 
 #[tokio::test]

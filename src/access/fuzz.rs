@@ -144,8 +144,9 @@ fn shown(data: &[u8]) -> Vec<String> {
     let header = json!({"alg": "EdDSA", "kid": KEY_ID});
     let message = format!("{}.{}", BASE64.encode(header.to_string()), BASE64.encode(data));
     let signature = BASE64.encode(FIXED.pair.sign(message.as_bytes()));
-    let as_it_is = std::str::from_utf8(data).ok().map(str::to_owned);
-    as_it_is.into_iter().chain([format!("{message}.{signature}")]).collect()
+    // We sign nothing but JSON, which is text.
+    let text = std::str::from_utf8(data).ok();
+    text.into_iter().flat_map(|text| [text.to_owned(), format!("{message}.{signature}")]).collect()
 }
 
 fn our_caller(used: Use, text: &str) -> Option<Caller> {

@@ -42,6 +42,8 @@ pub mod names;
 pub mod schedule;
 pub mod tls;
 
+pub mod files;
+
 pub mod clock;
 pub mod oci;
 pub mod secret;

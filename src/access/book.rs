@@ -10,9 +10,10 @@ use arc_swap::ArcSwap;
 use tracing::{error, info, warn};
 
 use super::caller::{Known, Subject};
-use super::file::{self, Stamp};
+use super::file;
 use super::robots::Robots;
 use super::users::Users;
+use crate::files::Stamp;
 
 /// Two changes within this time may leave the same stamp: file systems count time in ticks.
 const TICK: Duration = Duration::from_millis(50);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::certificate;
 use super::member::Claims;
 use crate::names::Repository;
 
@@ -164,6 +165,12 @@ impl Caller {
     pub(super) fn new(subject: Subject, grants: Option<Grants>, ends_at: Option<Timestamp>) -> Self {
         let id = subject.id().into();
         Self(Arc::new(Known { subject, id, grants, ends_at }))
+    }
+
+    /// By a client's certificate (DER), which TLS has checked; `None` where it names nobody.
+    pub fn of_certificate(der: &[u8]) -> Option<Self> {
+        let names = certificate::names(der);
+        (!names.is_empty()).then(|| Self::new(Subject::Certificate { names }, None, None))
     }
 
     /// Who owns what this caller begins; empty for anonymous.

@@ -1,25 +1,16 @@
 //! Files of `access/`: written whole or not at all, for the server's eyes only, and read again when they change.
 
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 
+use crate::files::{self, folder_of};
+
 /// Largest file that is read, in bytes: some ten thousand users.
 pub const FILE_BYTES_MAX: u64 = 2 << 20;
-
-/// What tells one content of a file from the next.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stamp(Option<[i64; 6]>);
-
-impl Stamp {
-    pub fn of(path: &Path) -> Self {
-        let found = std::fs::metadata(path).ok();
-        Self(found.map(|m| [m.ino() as i64, m.size() as i64, m.mtime(), m.mtime_nsec(), m.ctime(), m.ctime_nsec()]))
-    }
-}
 
 /// `None` where there is no file.
 pub fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
@@ -41,28 +32,16 @@ pub fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
 pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let folder = folder_of(path);
     make_folder(folder)?;
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".new");
-    let new = folder.join(name);
-    let written = (|| {
-        let _ = std::fs::remove_file(&new);
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
+    files::replace(path, bytes, |file| {
         let like = std::fs::metadata(path).or_else(|_| std::fs::metadata(folder))?;
         if rustix::process::geteuid().is_root() {
-            std::os::unix::fs::fchown(&file, Some(like.uid()), Some(like.gid()))?;
+            std::os::unix::fs::fchown(file, Some(like.uid()), Some(like.gid()))?;
         }
         if path.exists() {
             file.set_permissions(std::fs::Permissions::from_mode(like.mode() & 0o660))?;
         }
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        std::fs::rename(&new, path)?;
-        File::open(folder)?.sync_all()
-    })();
-    if written.is_err() {
-        let _ = std::fs::remove_file(&new);
-    }
-    written
+        Ok(())
+    })
 }
 
 /// Holds the folder for one change at a time, also between processes, until it is dropped.
@@ -88,10 +67,6 @@ fn make_folder(folder: &Path) -> io::Result<()> {
     File::open(parent)?.sync_all()
 }
 
-fn folder_of(path: &Path) -> &Path {
-    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -101,12 +76,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("access/users");
         assert_eq!(read(&path).unwrap(), None);
-        let none = Stamp::of(&path);
         replace(&path, b"one").unwrap();
-        let one = Stamp::of(&path);
         replace(&path, b"two").unwrap();
         assert_eq!(read(&path).unwrap().unwrap(), b"two");
-        assert!(one != none && one != Stamp::of(&path));
         let mode = |path: &Path| std::fs::metadata(path).unwrap().mode() & 0o777;
         assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o600, 0o700));
         let left: Vec<_> = std::fs::read_dir(path.parent().unwrap()).unwrap().map(|e| e.unwrap().file_name()).collect();

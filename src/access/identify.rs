@@ -9,18 +9,18 @@ use std::sync::Arc;
 use tracing::{debug, info};
 
 use super::book::Entries;
-use super::caller::{Caller, Subject};
+use super::caller::Caller;
 use super::issuer::NotTaken;
 use super::robots::TOKEN_PREFIX;
 use super::rules::Mode;
 use super::token::{self, Use};
-use super::{Access, Inner, Shown, Unidentified, Visitor, certificate, known, password, users};
+use super::{Access, Inner, Shown, Unidentified, Visitor, known, password, users};
 use crate::secret::Secret;
 
 impl Access {
     /// Who asks. Memory alone is asked where it can be; a password that is not remembered takes its time. Where
-    /// everybody may do everything, nobody has a login, and
-    /// what is shown does not matter; but see [`Inner::in_the_open`].
+    /// everybody may do everything, nobody has a login,
+    /// and what is shown does not matter; but see [`Inner::in_the_open`].
     pub async fn identify(&self, shown: Shown, from: Visitor<'_>) -> Result<Caller, Unidentified> {
         let inner = &self.0;
         // The one look at the files of a request.
@@ -99,8 +99,7 @@ impl Access {
 
 impl Inner {
     fn without_login(&self, from: Visitor<'_>) -> Caller {
-        let names = from.certificate.map(certificate::names).unwrap_or_default();
-        if names.is_empty() { self.anonymous.clone() } else { Caller::new(Subject::Certificate { names }, None, None) }
+        from.certificate.unwrap_or(&self.anonymous).clone()
     }
 
     /// Who asks where everybody may do everything. What was had with credentials is kept from them all the same, so

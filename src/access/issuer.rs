@@ -20,10 +20,11 @@ use tokio::sync::Mutex;
 use tracing::{info, warn};
 
 use super::caller::{Caller, Subject};
-use super::file::{self, Stamp};
+use super::file;
 use super::member::CLAIM_VALUE_MAX;
 use super::settings::{IssuerSettings, Signature};
 use super::token::TOKEN_BYTES_MAX;
+use crate::files::Stamp;
 use crate::gate::{Client, ClientSettings, Gate, Purpose};
 use crate::secret::Secret;
 use crate::tls::{self, TlsError};

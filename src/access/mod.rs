@@ -108,8 +108,8 @@ pub enum Shown {
 #[derive(Clone, Copy, Debug)]
 pub struct Visitor<'a> {
     pub address: IpAddr,
-    /// The client's certificate (DER), if it showed one and TLS has checked it.
-    pub certificate: Option<&'a [u8]>,
+    /// Who it is by its certificate, if it showed one and TLS has checked it.
+    pub certificate: Option<&'a Caller>,
 }
 
 /// Why a client is not identified.

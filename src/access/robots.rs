@@ -9,10 +9,10 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
 use super::caller::{Caller, Mark, Subject, Verb};
 use super::file;
+use super::known::hash_of;
 use super::rules::RobotScope;
 use super::users::is_name;
 use crate::names::{InvalidPattern, Pattern};
@@ -206,10 +206,6 @@ fn document(bytes: &[u8]) -> Result<Document, String> {
         VERSION => Ok(document),
         other => Err(format!("it has version {other}, and this sealock knows {VERSION}")),
     }
-}
-
-fn hash_of(token: &Secret) -> [u8; 32] {
-    Sha256::digest(token.expose().as_bytes()).into()
 }
 
 #[cfg(test)]

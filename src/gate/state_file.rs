@@ -1,11 +1,13 @@
 //! `gate.json`: the state on disk, whole or not at all.
 
-use std::fs::File;
-use std::io::{self, Write};
+use std::fs::Permissions;
+use std::io;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use super::GateError;
 use super::state::{Kept, VERSION};
+use crate::files;
 
 /// Largest `gate.json` that is read, in bytes.
 pub const STATE_SIZE_MAX: u64 = 1 << 20;
@@ -51,14 +53,9 @@ impl StateFile {
     }
 
     pub(super) fn write_now(&self, kept: &Kept) -> Result<(), GateError> {
-        let written = serde_json::to_vec_pretty(kept).map_err(io::Error::other).and_then(|text| {
-            let new = self.path.with_extension("json.new");
-            let mut file = File::create(&new)?;
-            file.write_all(&text)?;
-            file.write_all(b"\n")?;
-            file.sync_all()?;
-            std::fs::rename(&new, &self.path)?;
-            File::open(self.path.parent().unwrap_or(Path::new(".")))?.sync_all()
+        let written = serde_json::to_vec_pretty(kept).map_err(io::Error::other).and_then(|mut text| {
+            text.push(b'\n');
+            files::replace(&self.path, &text, |file| file.set_permissions(Permissions::from_mode(0o644)))
         });
         written.map_err(|source| GateError::State { path: self.path.clone(), source })
     }

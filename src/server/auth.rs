@@ -71,7 +71,7 @@ impl<'a> Door<'a> {
     }
 
     pub(super) async fn identify(&self, shown: Shown) -> Result<Caller, Unidentified> {
-        let certificate = self.peer.certificate.as_deref().map(|certificate| certificate.as_ref());
+        let certificate = self.peer.certificate.as_ref();
         let visitor = Visitor { address: self.peer.address.ip().to_canonical(), certificate };
         self.access.identify(shown, visitor).await
     }

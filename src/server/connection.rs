@@ -13,7 +13,6 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use rustls::pki_types::CertificateDer;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -29,6 +28,7 @@ use super::pool::PIECE_LARGE;
 use super::pulse::Pulse;
 use super::settings::ServerSettings;
 use super::wire::{Patience, Wire};
+use crate::access::Caller;
 use crate::tls::ServerTls;
 
 /// hyper, set up once for all connections.
@@ -159,18 +159,18 @@ pub(super) async fn serve<H, F>(
     }
 }
 
-/// Until `until`. Gives the stream, whether it speaks HTTP/2, and the client's certificate.
+/// Until `until`. Gives the stream, whether it speaks HTTP/2, and who the client's certificate says it is.
 async fn shake_hands(
     wire: Wire,
     tls: &ServerTls,
     until: Instant,
-) -> io::Result<(TlsStream<Wire>, bool, Option<Arc<CertificateDer<'static>>>)> {
+) -> io::Result<(TlsStream<Wire>, bool, Option<Caller>)> {
     let accepting = TlsAcceptor::from(tls.config()).accept(wire);
     let mut stream = tokio::time::timeout_at(until, accepting).await??;
     let (wire, session) = stream.get_mut();
     let is_h2 = session.alpn_protocol() == Some(b"h2");
     let certificate = session.peer_certificates().and_then(|chain| chain.first());
-    let certificate = certificate.map(|certificate| Arc::new(certificate.clone().into_owned()));
+    let certificate = certificate.and_then(|certificate| Caller::of_certificate(certificate));
     wire.encrypted(is_h2);
     Ok((stream, is_h2, certificate))
 }

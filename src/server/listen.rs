@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use http::{Request, Response};
 use hyper::body::Incoming;
-use rustls::pki_types::CertificateDer;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -18,6 +17,7 @@ use tracing::{debug, warn};
 use super::body::Body;
 use super::connection::{self, Protocols};
 use super::settings::ServerSettings;
+use crate::access::Caller;
 use crate::tls::ServerTls;
 
 /// Bound sockets: clients may connect already, and are answered once [`Listeners::serve`] runs.
@@ -47,8 +47,8 @@ pub struct Peer {
     pub address: SocketAddr,
     /// Whether the connection is encrypted.
     pub is_tls: bool,
-    /// The client's own certificate, verified; none where none was asked for, or none was shown.
-    pub certificate: Option<Arc<CertificateDer<'static>>>,
+    /// Who the client is by its own certificate, which was verified; none where none was asked for, or none was shown.
+    pub certificate: Option<Caller>,
 }
 
 /// Pause after a failed accept: with no file descriptors left, trying again at once would only burn a processor.

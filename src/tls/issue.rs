@@ -11,10 +11,10 @@
 //! renews late. The authority has no name constraints: a renewal may add names, and not every client reads them.
 //! Invariant kept here: a file appears whole or not at all, and an old one is only replaced when that was asked for.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write as _};
+use std::fs;
+use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -28,6 +28,7 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::client::{TlsError, read_certificates};
 use super::facts::Facts;
+use crate::files;
 
 /// The four files.
 #[derive(Clone, Debug)]
@@ -288,20 +289,8 @@ fn make_folder(path: &Path) -> Result<(), IssueError> {
 
 /// All of it or nothing, also after a power loss.
 fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<(), IssueError> {
-    let beside = path.with_extension(format!("{}.new", std::process::id()));
-    let written = (|| {
-        let _ = fs::remove_file(&beside);
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&beside)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&beside, path)?;
-        let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        File::open(folder)?.sync_all()
-    })();
-    written.map_err(|source| {
-        let _ = fs::remove_file(&beside);
-        IssueError::Write { path: path.to_owned(), source }
-    })
+    let written = files::replace(path, bytes, |file| file.set_permissions(fs::Permissions::from_mode(mode)));
+    written.map_err(|source| IssueError::Write { path: path.to_owned(), source })
 }
 
 #[cfg(test)]

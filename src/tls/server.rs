@@ -4,7 +4,6 @@
 //! are reported and leave what is in use where it is. An expired certificate is shown all the same, with a warning: a
 //! client that refuses it says why, and one that does not look goes on, while a registry that is not there helps nobody.
 
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -28,6 +27,7 @@ use super::pair::{Pair, PairError, read_chain};
 use super::settings::{ClientAuth, TlsSettings};
 use super::{TlsError, WARN_DAYS};
 use crate::clock::Clock;
+use crate::files::Stamp;
 
 /// The server's side of TLS, for all its listeners.
 pub struct ServerTls {
@@ -86,9 +86,6 @@ pub struct InvalidTls {
     #[source]
     why: PairError,
 }
-
-/// What tells a changed file from the same one: device, inode, length, and the times of content and mode.
-type Stamp = Option<(u64, u64, u64, (i64, i64), (i64, i64))>;
 
 const WARN_EVERY: SignedDuration = SignedDuration::from_hours(24);
 
@@ -380,12 +377,7 @@ impl TimeProvider for Time {
 }
 
 fn stamps(settings: &TlsSettings) -> Vec<Stamp> {
-    let stamp = |path: &Path| {
-        let file = std::fs::metadata(path).ok()?;
-        let times = ((file.mtime(), file.mtime_nsec()), (file.ctime(), file.ctime_nsec()));
-        Some((file.dev(), file.ino(), file.len(), times.0, times.1))
-    };
     let pairs = settings.pairs();
     let files = pairs.iter().flat_map(|(_, certificate, key)| [*certificate, key.as_path()]);
-    files.chain(settings.client_ca.as_deref()).map(stamp).collect()
+    files.chain(settings.client_ca.as_deref()).map(Stamp::of).collect()
 }

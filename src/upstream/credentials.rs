@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::io::Read as _;
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex as SyncMutex, PoisonError};
 use std::time::Duration;
@@ -20,6 +20,7 @@ use tokio::time::timeout;
 
 use super::error::UpstreamSetupError;
 use super::settings::CredentialSettings;
+use crate::files::Stamp;
 use crate::secret::Secret;
 
 /// Largest password file and Docker configuration that is read, in bytes.
@@ -55,12 +56,8 @@ pub(super) struct PasswordFile {
     upstream: String,
     path: PathBuf,
     username: String,
-    state: SyncMutex<(Option<Stamp>, Arc<Credential>)>,
+    state: SyncMutex<(Stamp, Arc<Credential>)>,
 }
-
-/// Tells a file from what it was before: inode, size, and times of its last change.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp(u64, u64, [i64; 4]);
 
 /// A Docker configuration, asked for one registry.
 pub(super) struct Docker {
@@ -72,7 +69,7 @@ pub(super) struct Docker {
 #[derive(Default)]
 struct DockerState {
     /// Since when, of which state of the file, what.
-    kept: Option<(Timestamp, Option<Stamp>, Found)>,
+    kept: Option<(Timestamp, Stamp, Found)>,
     /// A helper that did not answer in time is waited for again, not started again.
     running: Option<JoinHandle<Asked>>,
 }
@@ -187,13 +184,6 @@ impl PasswordFile {
             }
         }
         state.1.clone()
-    }
-}
-
-impl Stamp {
-    fn of(path: &Path) -> Option<Self> {
-        let found = std::fs::metadata(path).ok()?;
-        Some(Self(found.ino(), found.size(), [found.mtime(), found.mtime_nsec(), found.ctime(), found.ctime_nsec()]))
     }
 }
 

@@ -9,6 +9,7 @@ use serde::Serialize;
 use similar::TextDiff;
 
 use super::plan::{Content, MARK, Plan, PlannedFile};
+use crate::files;
 
 /// How far it may go.
 #[derive(Clone, Copy, Debug)]
@@ -146,15 +147,9 @@ fn keep_copy(path: &Path, text: &str, leave: Leave) -> io::Result<PathBuf> {
 
 /// All of it or nothing, with the mode of what was there.
 fn replace(path: &Path, text: &str) -> io::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("/"));
-    fs::create_dir_all(folder)?;
+    fs::create_dir_all(files::folder_of(path))?;
     let mode = fs::metadata(path).map_or(0o644, |found| found.permissions().mode() & 0o7777);
-    let mut file = tempfile::Builder::new().prefix(".sealock-").tempfile_in(folder)?;
-    file.write_all(text.as_bytes())?;
-    file.as_file().set_permissions(fs::Permissions::from_mode(mode))?;
-    file.as_file().sync_all()?;
-    file.persist(path).map_err(|why| why.error)?;
-    Ok(())
+    files::replace(path, text.as_bytes(), |file| file.set_permissions(fs::Permissions::from_mode(mode)))
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use rcgen::{CertificateParams, DnType, KeyPair};
-use sealock::access::{Denial, Reason, Shown, Visitor};
+use sealock::access::{Caller, Denial, Reason, Shown, Visitor};
 
 use super::*;
 
@@ -120,8 +120,8 @@ async fn a_verified_certificate_is_a_login() {
     let place = |name: &str| site.app.routes().resolve(&name.parse().unwrap(), None).unwrap().repository;
     let token = token(&site, "", &["repository:all/x:pull"]).await;
     for (name, team) in [("runner-7", Ok(())), ("runner-8", Err(Denial::Forbidden))] {
-        let der = certificate(name);
-        let visitor = Visitor { address: "127.0.0.1".parse().unwrap(), certificate: Some(&der) };
+        let login = Caller::of_certificate(&certificate(name)).unwrap();
+        let visitor = Visitor { address: "127.0.0.1".parse().unwrap(), certificate: Some(&login) };
         // An anonymous token beside it takes nothing away.
         for shown in [Shown::Nothing, Shown::Bearer(Secret::new(&token["Bearer ".len()..]))] {
             let caller = access.identify(shown, visitor).await.unwrap();
@@ -130,7 +130,8 @@ async fn a_verified_certificate_is_a_login() {
             assert_eq!(access.decide(&caller, Verb::Pull, &place("all/app")), Ok(()));
         }
     }
-    let visitor = Visitor { address: "127.0.0.1".parse().unwrap(), certificate: Some(b"rubbish") };
+    assert!(Caller::of_certificate(b"rubbish").is_none());
+    let visitor = Visitor { address: "127.0.0.1".parse().unwrap(), certificate: None };
     let caller = access.identify(Shown::Nothing, visitor).await.unwrap();
     let denied = access.decide(&caller, Verb::Pull, &place("all/app"));
     assert_eq!(denied, Err(Denial::LogIn(Reason::NotLoggedIn)));

@@ -1,4 +1,7 @@
 //! Slows down who guesses passwords: by address and by account, known or not.
+//!
+//! Where an account logged in lately, only failures from there count against it there: whoever guesses at it from
+//! elsewhere keeps nobody out of the own account.
 
 use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, Ipv6Addr};
@@ -14,51 +17,81 @@ pub const ADDRESS_TRIES: u32 = 30;
 pub const WAIT_MAX: Duration = Duration::from_secs(60);
 /// Failures are forgotten when none was added for so long.
 const FORGOTTEN_AFTER: SignedDuration = SignedDuration::from_mins(15);
-/// Accounts, and addresses, that are remembered.
+/// A network is an account's own for so long after a login from there.
+const HOME_FOR: SignedDuration = SignedDuration::from_hours(7 * 24);
+/// Accounts, networks, and pairs of the two that are remembered.
 const REMEMBERED_MAX: usize = 10_000;
 
 /// Failed logins. Guesses at accounts that do not exist count as those at others do.
 pub struct Brake {
+    /// From networks that are not the account's own.
     accounts: Cache<u64, Tries>,
-    addresses: Cache<IpAddr, Tries>,
+    networks: Cache<IpAddr, Tries>,
+    /// By account and network: where accounts logged in.
+    homes: Cache<u64, Home>,
     /// So that nobody can choose names that fall together.
     seed: u64,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Tries {
     failed: u32,
     last: Timestamp,
 }
 
+#[derive(Clone, Copy, Debug)]
+struct Home {
+    logged_in_at: Timestamp,
+    tries: Tries,
+}
+
 impl Brake {
     pub fn new() -> Self {
-        let (accounts, addresses) = (Cache::new(REMEMBERED_MAX), Cache::new(REMEMBERED_MAX));
-        Self { accounts, addresses, seed: fastrand::u64(..) }
+        let (accounts, networks, homes) =
+            (Cache::new(REMEMBERED_MAX), Cache::new(REMEMBERED_MAX), Cache::new(REMEMBERED_MAX));
+        Self { accounts, networks, homes, seed: fastrand::u64(..) }
     }
 
     /// How long until this account may be tried again from this address; `None`: now.
     pub fn wait(&self, account: &str, address: IpAddr, now: Timestamp) -> Option<Duration> {
-        let account = self.accounts.get(&self.key(account)).and_then(|tries| tries.wait(ACCOUNT_TRIES, now));
-        let address = self.addresses.get(&network(address)).and_then(|tries| tries.wait(ADDRESS_TRIES, now));
-        account.max(address)
+        let network = network(address);
+        let account = match self.home(account, network, now) {
+            Some((_, home)) => Some(home.tries),
+            None => self.accounts.get(&self.key(account)),
+        };
+        let account = account.and_then(|tries| tries.wait(ACCOUNT_TRIES, now));
+        let network = self.networks.get(&network).and_then(|tries| tries.wait(ADDRESS_TRIES, now));
+        account.max(network)
     }
 
     pub fn failed(&self, account: &str, address: IpAddr, now: Timestamp) {
-        let account = self.key(account);
-        self.accounts.insert(account, Tries::and_one(self.accounts.get(&account), now));
-        let address = network(address);
-        self.addresses.insert(address, Tries::and_one(self.addresses.get(&address), now));
+        let network = network(address);
+        match self.home(account, network, now) {
+            Some((key, home)) => self.homes.insert(key, Home { tries: Tries::and_one(Some(home.tries), now), ..home }),
+            None => {
+                let account = self.key(account);
+                self.accounts.insert(account, Tries::and_one(self.accounts.get(&account), now));
+            }
+        }
+        self.networks.insert(network, Tries::and_one(self.networks.get(&network), now));
     }
 
-    /// Forgets the account's failures; not the address's, where one good login would buy more guesses at others.
-    pub fn succeeded(&self, account: &str) {
-        self.accounts.remove(&self.key(account));
+    /// Forgets the account's failures from there; not the address's, where one good login would buy more guesses at
+    /// others.
+    pub fn succeeded(&self, account: &str, address: IpAddr, now: Timestamp) {
+        let home = Home { logged_in_at: now, tries: Tries::default() };
+        self.homes.insert(self.key((account, network(address))), home);
     }
 
-    fn key(&self, account: &str) -> u64 {
+    fn home(&self, account: &str, network: IpAddr, now: Timestamp) -> Option<(u64, Home)> {
+        let key = self.key((account, network));
+        let home = self.homes.get(&key)?;
+        (now.duration_since(home.logged_in_at) < HOME_FOR).then_some((key, home))
+    }
+
+    fn key(&self, of: impl Hash) -> u64 {
         let mut hasher = std::hash::DefaultHasher::new();
-        (self.seed, account).hash(&mut hasher);
+        (self.seed, of).hash(&mut hasher);
         hasher.finish()
     }
 }
@@ -119,10 +152,35 @@ mod tests {
         assert_eq!(brake.wait("alice", here, at(60)), None);
         assert_eq!(brake.wait("alice", here, at(-1000)), Some(WAIT_MAX), "a clock that was set back");
         assert_eq!(brake.wait("bob", here, at(0)), None, "another account");
-        brake.succeeded("alice");
+        brake.succeeded("alice", here, at(0));
         assert_eq!(brake.wait("alice", here, at(0)), None);
         brake.failed("carol", here, at(1000));
         assert_eq!(brake.wait("carol", here, at(1000)), None);
+    }
+
+    #[test]
+    fn guesses_from_elsewhere_keep_nobody_out_where_they_are_at_home() {
+        let (home, elsewhere): (IpAddr, IpAddr) = ("10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap());
+        let brake = Brake::new();
+        brake.succeeded("alice", home, at(0));
+        for _ in 0..ACCOUNT_TRIES + 3 {
+            brake.failed("alice", elsewhere, at(1));
+        }
+        assert_eq!(brake.wait("alice", home, at(1)), None);
+        assert!(brake.wait("alice", elsewhere, at(1)).is_some());
+        assert!(brake.wait("alice", "10.0.0.3".parse().unwrap(), at(1)).is_some(), "many addresses are no way around");
+        // At home guesses are slow as well, and a login there makes those from elsewhere no faster.
+        for _ in 0..ACCOUNT_TRIES {
+            brake.failed("alice", home, at(2));
+        }
+        assert_eq!(brake.wait("alice", home, at(2)), Some(Duration::from_secs(1)));
+        brake.succeeded("alice", home, at(4));
+        assert!(brake.wait("alice", home, at(4)).is_none() && brake.wait("alice", elsewhere, at(4)).is_some());
+        let later = at(4) + HOME_FOR;
+        for _ in 0..ACCOUNT_TRIES {
+            brake.failed("alice", elsewhere, later);
+        }
+        assert!(brake.wait("alice", home, later).is_some(), "it is long ago");
     }
 
     #[test]

@@ -19,8 +19,8 @@ use crate::secret::Secret;
 
 impl Access {
     /// Who asks. Memory alone is asked where it can be; a password that is not remembered takes its time. Where
-    /// everybody may do everything, nobody has a login,
-    /// and what is shown does not matter; but see [`Inner::in_the_open`].
+    /// everybody may do everything, nobody has a login, and what is shown does not matter; but see
+    /// [`Inner::in_the_open`].
     pub async fn identify(&self, shown: Shown, from: Visitor<'_>) -> Result<Caller, Unidentified> {
         let inner = &self.0;
         // The one look at the files of a request.
@@ -188,7 +188,7 @@ impl Inner {
         let now = self.clock.now();
         match account.filter(|_| fits) {
             Some(account) => {
-                self.brake.succeeded(username);
+                self.brake.succeeded(username, address, now);
                 self.remembered.keep_password(username, password, &account.caller, now);
                 Ok(account.caller.clone())
             }

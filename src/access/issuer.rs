@@ -151,6 +151,10 @@ impl Issuer {
         if !self.settings.algorithms.iter().any(|taken| taken.algorithm() == header.alg) {
             return Err(NotTaken::Invalid("its kind of signature is not taken"));
         }
+        // RFC 7515, 4.1.11: whoever does not know an extension that must be understood refuses the token.
+        if header.crit.is_some() {
+            return Err(NotTaken::Invalid("it has extensions that are not known here"));
+        }
         let kid = header.kid.as_deref().ok_or(NotTaken::Invalid("it does not say by which key it is signed"))?;
         let key = self.key(kid, header.alg, now).await?;
         let mut validation = Validation::new(header.alg);

@@ -67,9 +67,12 @@ impl Signer {
                 value => claims[name] = value.clone(),
             }
         }
-        let mut header = Header::new(self.algorithm);
+        self.sign(Header::new(self.algorithm), &claims)
+    }
+
+    fn sign(&self, mut header: Header, claims: &Value) -> String {
         header.kid = Some(self.kid.to_owned());
-        jsonwebtoken::encode(&header, &claims, &self.key).unwrap()
+        jsonwebtoken::encode(&header, claims, &self.key).unwrap()
     }
 }
 
@@ -187,7 +190,11 @@ async fn a_token_that_the_issuer_did_not_make_for_us_is_refused() {
     let unknown = Signer { kid: "other", algorithm: signer.algorithm, key: signer.key.clone() };
     let public = serde_json::to_vec(&signer.jwk()).unwrap();
     let hmac = Signer { kid: "ec", algorithm: Algorithm::HS256, key: EncodingKey::from_secret(&public) };
+    let claims = json!({ "iss": ISS, "aud": AUD, "exp": now + 300, "sub": "job" });
+    assert_eq!(status(&site, "/v2/", &format!("Bearer {}", signer.sign(Header::new(signer.algorithm), &claims))).await, 200);
+    let extended = Header { crit: Some(vec!["b64".to_owned()]), ..Header::new(signer.algorithm) };
     let cases = [
+        ("an extension that must be understood", signer.sign(extended, &claims)),
         ("another's signature", stranger.token(&site, &json!({}))),
         ("another key", unknown.token(&site, &json!({}))),
         ("another kind of signature", es384.token(&site, &json!({}))),
@@ -209,8 +216,9 @@ async fn a_token_that_the_issuer_did_not_make_for_us_is_refused() {
     for (what, other) in [("a late clock", json!({ "exp": now - 29 })), ("an early one", json!({ "nbf": now + 29 }))] {
         assert_eq!(status(&site, "/v2/", &format!("Bearer {}", signer.token(&site, &other))).await, 200, "{what}");
     }
-    // A file that changes is read again.
-    std::fs::write(&file, set(&[&unknown])).unwrap();
+    // A file that changes is read again; a key of a kind that nobody knows spoils no others.
+    let newer = json!({ "keys": [{ "kty": "newer", "kid": "n", "pub": "AA" }, unknown.jwk()] });
+    std::fs::write(&file, newer.to_string()).unwrap();
     assert_eq!(status(&site, "/v2/", &format!("Bearer {}", unknown.token(&site, &json!({})))).await, 200);
 }
 

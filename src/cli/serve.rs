@@ -3,6 +3,7 @@
 use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
@@ -39,6 +40,9 @@ enum GateMode {
     Closed,
 }
 
+/// How long everything else may take to end after the last client: only a disk that does not answer takes longer.
+const END_TIMEOUT: Duration = Duration::from_secs(30);
+
 impl Serve {
     pub fn run(self, common: &Common) -> Result<(), Failure> {
         let mut settings = common.settings_to_serve()?;
@@ -54,21 +58,25 @@ impl Serve {
             GateMode::Closed => Mode::Closed,
         });
         let runtime = tokio::runtime::Runtime::new().map_err(|why| Failure::new(&why, None))?;
-        runtime.block_on(async {
+        let ended = runtime.block_on(async {
             let stop = CancellationToken::new();
-            stop_on_signal(stop.clone())?;
+            stop_on_signal(stop.clone(), settings.server.shutdown_timeout.0 + END_TIMEOUT)?;
             let app = App::start(settings, mode, Clock::system()).await;
             let app = app.map_err(|why| Failure::new(&why, why.hint()))?;
             banner(&app)?;
             notify::tell("READY=1");
             app.run(stop).await;
             Ok(())
-        })
+        });
+        // By itself, it would wait for every read under way.
+        runtime.shutdown_timeout(END_TIMEOUT);
+        ended
     }
 }
 
-/// Ends on Ctrl-C, SIGTERM or SIGHUP; a second one ends at once.
-fn stop_on_signal(stop: CancellationToken) -> Result<(), Failure> {
+/// Ends on Ctrl-C, SIGTERM or SIGHUP; a second one ends at once, and so does `limit` after the first: whatever hangs then
+/// is as safe as after a crash.
+fn stop_on_signal(stop: CancellationToken, limit: Duration) -> Result<(), Failure> {
     let listen = |kind| signal(kind).map_err(|why| Failure::new(&why, None));
     let (mut interrupt, mut terminate) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
     // Sent when the terminal goes away.
@@ -85,7 +93,10 @@ fn stop_on_signal(stop: CancellationToken) -> Result<(), Failure> {
         notify::tell("STOPPING=1");
         tracing::info!("stopping: running replies may end; a second signal stops at once");
         stop.cancel();
-        either().await;
+        if tokio::time::timeout(limit, either()).await.is_err() {
+            tracing::error!("stopped, although not all had ended: is there a disk that does not answer?");
+            std::process::exit(1);
+        }
         tracing::warn!("stopped at once: running replies were cut");
         std::process::exit(130);
     });

@@ -191,7 +191,10 @@ async fn a_token_that_the_issuer_did_not_make_for_us_is_refused() {
     let public = serde_json::to_vec(&signer.jwk()).unwrap();
     let hmac = Signer { kid: "ec", algorithm: Algorithm::HS256, key: EncodingKey::from_secret(&public) };
     let claims = json!({ "iss": ISS, "aud": AUD, "exp": now + 300, "sub": "job" });
-    assert_eq!(status(&site, "/v2/", &format!("Bearer {}", signer.sign(Header::new(signer.algorithm), &claims))).await, 200);
+    assert_eq!(
+        status(&site, "/v2/", &format!("Bearer {}", signer.sign(Header::new(signer.algorithm), &claims))).await,
+        200
+    );
     let extended = Header { crit: Some(vec!["b64".to_owned()]), ..Header::new(signer.algorithm) };
     let cases = [
         ("an extension that must be understood", signer.sign(extended, &claims)),

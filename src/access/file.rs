@@ -1,13 +1,13 @@
 //! Files of `access/`: written whole or not at all, for the server's eyes only, and read again when they change.
 
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{DirBuilder, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::path::Path;
 
 use rustix::fs::{FlockOperation, flock};
 
-use crate::files::{self, folder_of};
+use crate::files::{self, Mode, folder_of};
 
 /// Largest file that is read, in bytes: some ten thousand users.
 pub const FILE_BYTES_MAX: u64 = 2 << 20;
@@ -27,30 +27,19 @@ pub fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
-/// Puts `bytes` in the place of the file; on disk when this returns. It is nobody's to read but its owner's, who is the
-/// owner of what was there or of the folder: commands may be run by root, and the server must read what they write.
+/// Puts `bytes` in the place of the file; on disk when this returns. It is nobody's to read but its owner's.
 pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let folder = folder_of(path);
-    make_folder(folder)?;
-    files::replace(path, bytes, |file| {
-        let like = std::fs::metadata(path).or_else(|_| std::fs::metadata(folder))?;
-        if rustix::process::geteuid().is_root() {
-            std::os::unix::fs::fchown(file, Some(like.uid()), Some(like.gid()))?;
-        }
-        if path.exists() {
-            file.set_permissions(std::fs::Permissions::from_mode(like.mode() & 0o660))?;
-        }
-        Ok(())
-    })
+    make_folder(folder_of(path))?;
+    files::replace(path, bytes, Mode { new: 0o600, kept: 0o660 })
 }
 
-/// Holds the folder for one change at a time, also between processes, until it is dropped.
-pub fn lock(folder: &Path) -> io::Result<File> {
+/// Holds the file's folder for one change at a time, also between processes, until it is dropped.
+pub fn lock(path: &Path) -> io::Result<File> {
+    let folder = folder_of(path);
     make_folder(folder)?;
-    let path: PathBuf = folder.join("lock");
-    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)?;
-    flock(&file, FlockOperation::LockExclusive)?;
-    Ok(file)
+    let folder = File::open(folder)?;
+    flock(&folder, FlockOperation::LockExclusive)?;
+    Ok(folder)
 }
 
 /// Makes `access/`, which only its owner may enter, and the data folder around it if a command comes before the server.

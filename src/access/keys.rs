@@ -46,6 +46,12 @@ pub struct Key {
 pub enum KeysError {
     #[error("`{}` has version {version}, and this sealock knows {VERSION}", path.display())]
     Newer { path: PathBuf, version: u32 },
+    #[error("cannot read `{}`", path.display())]
+    Read {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error("`{}` cannot be used ({why}), and cannot be set aside", path.display())]
     SetAside {
         path: PathBuf,
@@ -91,6 +97,7 @@ impl Keys {
         let ring = match read(&path) {
             Ok(ring) => ring,
             Err(Unread::Newer(version)) => return Err(KeysError::Newer { path, version }),
+            Err(Unread::Io(source)) => return Err(KeysError::Read { path, source }),
             Err(Unread::Broken(why)) => {
                 let aside = path.with_extension("json.broken");
                 if let Err(source) = std::fs::rename(&path, &aside) {
@@ -152,6 +159,10 @@ impl KeysError {
                                    must log in again"
                     .to_owned()
             }
+            Self::Read { path, .. } => format!(
+                "let the user that runs sealock read `{}`, or move it away: then everybody must log in again",
+                path.display()
+            ),
             Self::SetAside { path, .. } => {
                 format!("move `{}` away by hand; everybody must log in again", path.display())
             }
@@ -177,6 +188,8 @@ impl Key {
 }
 
 enum Unread {
+    /// It may be good: it is left as it is.
+    Io(io::Error),
     Broken(String),
     Newer(u32),
 }
@@ -184,7 +197,7 @@ enum Unread {
 /// Newest first.
 fn read(path: &Path) -> Result<Vec<Arc<Key>>, Unread> {
     let broken = |why: &str| Unread::Broken(why.to_owned());
-    let Some(bytes) = file::read(path).map_err(|why| broken(&why.to_string()))? else { return Ok(Vec::new()) };
+    let Some(bytes) = file::read(path).map_err(Unread::Io)? else { return Ok(Vec::new()) };
     // The cause may quote what it stumbled over.
     let strange = |_| broken("it is not as sealock writes it");
     let Versioned { version } = serde_json::from_slice(&bytes).map_err(strange)?;
@@ -247,6 +260,17 @@ mod tests {
             assert_eq!(aside, text, "it is still to be had");
             assert!(read(&path).is_ok_and(|ring| ring.len() == 1));
         }
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        // Nobody can read that, root neither.
+        let path = folder.path().join("keys.json");
+        std::fs::create_dir(&path).unwrap();
+        let refused = Keys::open(folder.path(), SignedDuration::ZERO).err().unwrap();
+        assert!(matches!(refused, KeysError::Read { .. }), "{refused}");
+        assert!(refused.hint().contains("keys.json") && path.is_dir());
     }
 
     #[test]

@@ -184,7 +184,7 @@ impl RobotsFile {
         change: impl FnOnce(&mut BTreeMap<String, RobotRecord>) -> Result<(), RobotsError>,
     ) -> Result<(), RobotsError> {
         let io = |source| RobotsError::Io { path: self.0.clone(), source };
-        let _lock = file::lock(self.0.parent().unwrap_or(Path::new("."))).map_err(io)?;
+        let _lock = file::lock(&self.0).map_err(io)?;
         let mut document = self.read()?;
         change(&mut document.robots)?;
         let text = serde_json::to_vec_pretty(&document).map_err(|why| io(why.into()))?;

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use sha2::{Digest as _, Sha256};
 
@@ -162,7 +162,7 @@ impl UsersFile {
     /// Comments and other lines stay as they are.
     fn change(&self, change: impl FnOnce(&mut Vec<String>) -> Result<(), UsersError>) -> Result<(), UsersError> {
         let io = |source| UsersError::Io { path: self.0.clone(), source };
-        let _lock = file::lock(self.0.parent().unwrap_or(Path::new("."))).map_err(io)?;
+        let _lock = file::lock(&self.0).map_err(io)?;
         let mut lines: Vec<String> = self.text()?.lines().map(str::to_owned).collect();
         change(&mut lines)?;
         let text: String = lines.iter().map(|line| format!("{line}\n")).collect();

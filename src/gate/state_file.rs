@@ -1,13 +1,11 @@
 //! `gate.json`: the state on disk, whole or not at all.
 
-use std::fs::Permissions;
 use std::io;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use super::GateError;
 use super::state::{Kept, VERSION};
-use crate::files;
+use crate::files::{self, Mode};
 
 /// Largest `gate.json` that is read, in bytes.
 pub const STATE_SIZE_MAX: u64 = 1 << 20;
@@ -55,7 +53,7 @@ impl StateFile {
     pub(super) fn write_now(&self, kept: &Kept) -> Result<(), GateError> {
         let written = serde_json::to_vec_pretty(kept).map_err(io::Error::other).and_then(|mut text| {
             text.push(b'\n');
-            files::replace(&self.path, &text, |file| file.set_permissions(Permissions::from_mode(0o644)))
+            files::replace(&self.path, &text, Mode { new: 0o600, kept: 0o666 })
         });
         written.map_err(|source| GateError::State { path: self.path.clone(), source })
     }

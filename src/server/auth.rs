@@ -7,7 +7,7 @@ use base64::engine::DecodePaddingMode;
 use base64::engine::GeneralPurpose;
 use base64::engine::general_purpose::GeneralPurposeConfig;
 use http::{HeaderMap, HeaderValue, StatusCode, header, request};
-use tracing::debug;
+use tracing::{debug, info};
 
 use super::listen::Peer;
 use super::reply::{Problem, RequestId};
@@ -92,7 +92,12 @@ impl<'a> Door<'a> {
 
     /// The reply for who may not do what they ask for: `verb` of `what`.
     pub(super) fn denied(&self, why: &Denial, caller: &Caller, what: &str, wish: &Wish) -> Problem {
-        debug!(id = %self.id, %caller, "not allowed: {what}: {}", why.reason());
+        let (id, client, reason) = (self.id, self.peer.address, why.reason());
+        match why {
+            // What clients begin with is no news.
+            Denial::LogIn(_) => debug!(%id, %client, "not allowed without a login: {what}: {reason}"),
+            _ => info!(%id, %client, %caller, "`{caller}` may not {what}: {reason}"),
+        }
         match why {
             Denial::LogIn(_) => {
                 let error = caller.is_scoped().then_some("insufficient_scope");

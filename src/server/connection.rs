@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
-use tracing::debug;
+use tracing::{debug, info};
 
 use super::body::Body;
 use super::listen::Peer;
@@ -143,6 +143,10 @@ pub(super) async fn serve<H, F>(
                 Some(Ok((stream, is_h2, certificate))) => {
                     let peer = Peer { is_tls: true, certificate, ..peer };
                     converse(stream, is_h2, peer, pulse, protocols, handler, stop).await;
+                }
+                // Refused by one side, as certificates are; who just goes away is no news.
+                Some(Err(why)) if why.kind() == io::ErrorKind::InvalidData => {
+                    info!(client = %peer.address, error = %why, "no TLS with {}: {why}", peer.address);
                 }
                 Some(Err(why)) => debug!(client = %peer.address, error = %why, "no TLS with {}: {why}", peer.address),
                 None => {}

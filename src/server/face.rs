@@ -23,6 +23,7 @@ use super::pool::Pool;
 use super::recent::Recent;
 use super::reply::{self, Problem, RequestId, Wanted};
 use super::route::{Asked, Begin, Route};
+use super::settings::ServerSettings;
 use super::{token, v2};
 use crate::access::{Access, Caller, Verb};
 use crate::clock::Clock;
@@ -44,6 +45,8 @@ pub(super) struct Face {
     pub(super) pool: Arc<Pool>,
     /// Longest silence within a request's body.
     pub(super) stall: Duration,
+    /// Longest wait for a token request's form: who sends one has not logged in.
+    pub(super) form_timeout: Duration,
     /// What all manifests take up together that are being received.
     pub(super) manifest_room: Arc<Semaphore>,
     ids: AtomicU64,
@@ -69,12 +72,12 @@ const READS: &str = "GET, HEAD";
 const READY_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Face {
-    /// `stall`: the longest silence within a request's body.
-    pub(super) fn new(registry: Registry, stall: Duration) -> Self {
+    pub(super) fn new(registry: Registry, settings: &ServerSettings) -> Self {
         let Registry { pull, push, store, access, routes, recent, clock } = registry;
         let (pool, ids) = (Pool::new(), AtomicU64::new(fastrand::u64(..)));
         let manifest_room = Arc::new(Semaphore::new(MANIFESTS_BYTES_MAX));
-        Self { pull, push, store, access, routes, recent, clock, pool, stall, manifest_room, ids }
+        let (stall, form_timeout) = (settings.stall_timeout.0, settings.header_timeout.0);
+        Self { pull, push, store, access, routes, recent, clock, pool, stall, form_timeout, manifest_room, ids }
     }
 
     /// Never fails: a panic, too, is a reply, and ends nothing but its request.

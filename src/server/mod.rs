@@ -70,7 +70,7 @@ pub struct Server {
 
 impl Server {
     pub fn new(settings: ServerSettings, registry: Registry) -> Self {
-        let face = Face::new(registry, settings.stall_timeout.0);
+        let face = Face::new(registry, &settings);
         Self { face: Arc::new(face), settings }
     }
 

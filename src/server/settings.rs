@@ -27,7 +27,8 @@ pub struct ServerSettings {
     /// Connections at one time from one address; more are turned away with 429. Behind one address may stand many
     /// clients (NAT, a load balancer).
     pub connections_per_address_max: usize,
-    /// Longest wait for a whole request head, from its first byte (or from the connection's start) on.
+    /// Longest wait for a whole request head, from its first byte (or from the connection's start) on; for a TLS handshake;
+    /// and for the form of a token request.
     pub header_timeout: Span,
     /// Largest request head: request line and headers together.
     pub header_size_max: Size,

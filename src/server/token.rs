@@ -29,8 +29,9 @@ pub(super) struct Wanted {
 }
 
 impl Wanted {
-    /// Adds the fields of a query or a form. Some clients send the scopes as several fields, some as one with spaces.
-    pub(super) fn add(&mut self, encoded: &[u8]) {
+    /// Of a form, or of a query. Some clients send the scopes as several fields, some as one with spaces. Secrets are not
+    /// taken from a query, which ends up in the logs of whatever stands between.
+    pub(super) fn add(&mut self, encoded: &[u8], is_form: bool) {
         for (name, value) in parse(encoded) {
             match &*name {
                 "scope" => {
@@ -39,10 +40,10 @@ impl Wanted {
                 }
                 "offline_token" => self.offline |= value == "true",
                 "access_type" => self.offline |= value == "offline",
-                "grant_type" => self.grant = Some(value.into_owned()),
-                "username" => self.username = Some(value.into_owned()),
-                "password" => self.password = Some(Secret::new(value)),
-                "refresh_token" => self.refresh = Some(Secret::new(value)),
+                "grant_type" if is_form => self.grant = Some(value.into_owned()),
+                "username" if is_form => self.username = Some(value.into_owned()),
+                "password" if is_form => self.password = Some(Secret::new(value)),
+                "refresh_token" if is_form => self.refresh = Some(Secret::new(value)),
                 _ => {}
             }
         }
@@ -57,11 +58,13 @@ pub(super) async fn serve(
     id: RequestId,
 ) -> Answer {
     let mut wanted = Wanted::default();
-    wanted.add(head.uri.query().unwrap_or_default().as_bytes());
+    wanted.add(head.uri.query().unwrap_or_default().as_bytes(), false);
     let caller = match head.method {
         Method::GET => door.caller().await?,
         Method::POST => {
-            wanted.add(&form(face, body).await?);
+            let late = || Problem::new(StatusCode::REQUEST_TIMEOUT, "UNSUPPORTED", "the form did not come in time");
+            let form = tokio::time::timeout(face.form_timeout, form(face, body)).await;
+            wanted.add(&form.map_err(|_| late())??, true);
             by_form(face, door, &mut wanted).await?
         }
         _ => return Err(Problem::method("GET, POST", "this path does not take this method")),
@@ -127,11 +130,26 @@ mod tests {
     use super::*;
 
     #[test]
+    fn secrets_come_in_forms_alone() {
+        // Invariant 12
+        let text =
+            b"grant_type=password&username=a&password=b&refresh_token=c&scope=repository:a:pull&offline_token=true";
+        let (mut query, mut form) = (Wanted::default(), Wanted::default());
+        query.add(text, false);
+        form.add(text, true);
+        assert!(
+            query.grant.is_none() && query.username.is_none() && query.password.is_none() && query.refresh.is_none()
+        );
+        assert!(form.grant.is_some() && form.username.is_some() && form.password.is_some() && form.refresh.is_some());
+        assert_eq!((query.offline, query.scopes), (form.offline, form.scopes));
+    }
+
+    #[test]
     fn several_scopes_come_in_several_ways_and_have_a_bound() {
         // Invariant 17
         let scopes = |text: &str| {
             let mut wanted = Wanted::default();
-            wanted.add(text.as_bytes());
+            wanted.add(text.as_bytes(), false);
             wanted.scopes.len()
         };
         assert_eq!(scopes("scope=repository%3Aa%3Apull&scope=repository:b:push,pull&service=x"), 2);

@@ -14,7 +14,7 @@
 use std::fs;
 use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -28,7 +28,7 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::client::{TlsError, read_certificates};
 use super::facts::Facts;
-use crate::files;
+use crate::files::{self, Mode};
 
 /// The four files.
 #[derive(Clone, Debug)]
@@ -84,6 +84,9 @@ pub enum IssueError {
 const DAY: SignedDuration = SignedDuration::from_hours(24);
 const AUTHORITY_DAYS: i32 = 3653;
 const SERVER_DAYS: i32 = 825;
+/// A key: to be read by its owner, and by the group that somebody has let read the one before.
+const KEY: Mode = Mode { new: 0o600, kept: 0o640 };
+const CERTIFICATE: Mode = Mode { new: 0o644, kept: 0o664 };
 
 impl IssueError {
     /// What the reader can do about it.
@@ -190,10 +193,10 @@ pub fn init(folder: &Folder, names: &[Name], force: bool, now: Timestamp) -> Res
     let authority = params.self_signed(&key)?.pem();
     let (server, server_key) = issue(names, &Issuer::from_params(&params, &key), now, end)?;
     make_folder(folder.path())?;
-    write(&files[0], key.serialize_pem().as_bytes(), 0o600)?;
-    write(&files[1], authority.as_bytes(), 0o644)?;
-    write(&files[2], server_key.as_bytes(), 0o600)?;
-    write(&files[3], server.as_bytes(), 0o644)
+    write(&files[0], &key.serialize_pem(), KEY)?;
+    write(&files[1], &authority, CERTIFICATE)?;
+    write(&files[2], &server_key, KEY)?;
+    write(&files[3], &server, CERTIFICATE)
 }
 
 /// A new server's certificate and key of the same authority, for `names`, or for those of the one that is there. Blocking.
@@ -212,8 +215,8 @@ pub fn renew(folder: &Folder, names: &[Name], ca_key: Option<&Path>, now: Timest
     }
     let (server, server_key) = issue(&names, &Issuer::from_ca_cert_der(&authority, &key)?, now, facts.not_after)?;
     // A server that looks between the two sees a pair that does not fit, and waits for the next look.
-    write(&folder.key(), server_key.as_bytes(), 0o600)?;
-    write(&folder.certificate(), server.as_bytes(), 0o644)
+    write(&folder.key(), &server_key, KEY)?;
+    write(&folder.certificate(), &server, CERTIFICATE)
 }
 
 fn issue(
@@ -288,8 +291,8 @@ fn make_folder(path: &Path) -> Result<(), IssueError> {
 }
 
 /// All of it or nothing, also after a power loss.
-fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<(), IssueError> {
-    let written = files::replace(path, bytes, |file| file.set_permissions(fs::Permissions::from_mode(mode)));
+fn write(path: &Path, text: &str, mode: Mode) -> Result<(), IssueError> {
+    let written = files::replace(path, text.as_bytes(), mode);
     written.map_err(|source| IssueError::Write { path: path.to_owned(), source })
 }
 

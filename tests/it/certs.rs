@@ -123,6 +123,27 @@ fn a_renewal_needs_the_authoritys_key_and_takes_the_names_over() {
 }
 
 #[test]
+fn a_renewal_leaves_the_files_to_whom_they_belong() {
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
+    let folder = tempfile::tempdir().unwrap();
+    done(folder.path(), &MAKE);
+    let own = fs::metadata(folder.path().join("certs")).unwrap().uid();
+    // Only root can give them away: to the user that the server runs as, and a group that may read the key.
+    let (owner, group) = if own == 0 { (Some(65534), Some(4242)) } else { (None, None) };
+    let files = ["certs/server.key", "certs/server.crt"].map(|name| folder.path().join(name));
+    for file in &files {
+        chown(file, owner, group).unwrap();
+    }
+    fs::set_permissions(&files[0], fs::Permissions::from_mode(0o640)).unwrap();
+    let whose =
+        || files.each_ref().map(|file| fs::metadata(file).map(|file| (file.uid(), file.gid(), file.mode())).unwrap());
+    let (before, keys) = (whose(), contents(folder.path()));
+    done(folder.path(), &["certs", "renew"]);
+    assert_eq!(whose(), before);
+    assert_ne!(contents(folder.path()), keys);
+}
+
+#[test]
 fn show_exits_with_3_when_a_certificate_needs_attention() {
     let folder = tempfile::tempdir().unwrap();
     let authority = crate::support::tls::Authority::new("company");

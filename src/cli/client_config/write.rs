@@ -9,7 +9,7 @@ use serde::Serialize;
 use similar::TextDiff;
 
 use super::plan::{Content, MARK, Plan, PlannedFile};
-use crate::files;
+use crate::files::{self, Mode};
 
 /// How far it may go.
 #[derive(Clone, Copy, Debug)]
@@ -145,11 +145,10 @@ fn keep_copy(path: &Path, text: &str, leave: Leave) -> io::Result<PathBuf> {
     Err(io::Error::other(format!("there are {COPIES_MAX} copies of it already; take some away")))
 }
 
-/// All of it or nothing, with the mode of what was there.
+/// All of it or nothing.
 fn replace(path: &Path, text: &str) -> io::Result<()> {
     fs::create_dir_all(files::folder_of(path))?;
-    let mode = fs::metadata(path).map_or(0o644, |found| found.permissions().mode() & 0o7777);
-    files::replace(path, text.as_bytes(), |file| file.set_permissions(fs::Permissions::from_mode(mode)))
+    files::replace(path, text.as_bytes(), Mode { new: 0o644, kept: 0o7777 })
 }
 
 #[cfg(test)]

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use http::StatusCode;
 use sealock::secret::Secret;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 use super::*;
 
@@ -38,6 +40,30 @@ async fn docker_logs_in_pulls_and_pushes() {
     let both = token(&site, &of("alice"), &["repository:team/new:push,pull", "repository:team/app:pull"]).await;
     push(&site, "team/new", "another layer", &both).await;
     assert_eq!(status(&site, "/v2/team/app/tags/list", &both).await, 200);
+}
+
+#[tokio::test]
+async fn a_form_that_drips_is_not_waited_for() {
+    // Invariant 17
+    let site = Sealock::setup().settings("[server]\nheader_timeout = \"1s\"\n").start().await;
+    let mut client = TcpStream::connect(&site.address).await.unwrap();
+    let head = "POST /token HTTP/1.1\r\nHost: x\r\nContent-Length: 10000\r\n\r\n";
+    client.write_all(head.as_bytes()).await.unwrap();
+    let (mut from, mut to) = client.split();
+    let drip = async {
+        // Until the server has had enough.
+        while to.write_all(b"x").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let mut answer = [0; 12];
+    let answered = async { from.read_exact(&mut answer).await.unwrap() };
+    tokio::select! {
+        _ = answered => {}
+        () = async { drip.await; std::future::pending().await } => {}
+        () = tokio::time::sleep(Duration::from_secs(30)) => panic!("it is waited for"),
+    }
+    assert_eq!(&answer, b"HTTP/1.1 408");
 }
 
 #[tokio::test]

@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio_util::sync::CancellationToken;
@@ -82,6 +84,15 @@ impl StartError {
     }
 }
 
+/// What an operator should know whose data folder others may look into.
+fn exposed(data: &Path) -> Option<String> {
+    let mode = std::fs::metadata(data).ok()?.permissions().mode();
+    (mode & 0o004 != 0).then(|| {
+        let data = data.display();
+        format!("every user of this machine can look into the data folder `{data}`: `chmod o-r {data}`")
+    })
+}
+
 impl App {
     /// Builds and binds. Touches no network but its own ports (invariant 15). `mode` is an order to the gate.
     pub async fn start(settings: Settings, mode: Option<Mode>, clock: Clock) -> Result<Self, StartError> {
@@ -144,7 +155,7 @@ impl App {
             addresses: addresses.clone(),
             origins: origins.clone(),
             tls: tls.clone(),
-            warnings: settings.server.warning(tls.is_some()).into_iter().collect(),
+            warnings: settings.server.warning(tls.is_some()).into_iter().chain(exposed(data)).collect(),
             recent,
             clock,
         };

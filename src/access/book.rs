@@ -147,6 +147,13 @@ fn read(users: &Path, robots: &Path, is_named: bool) -> Entries {
 }
 
 impl Entries {
+    /// What is wrong with the files, a sentence each.
+    pub(super) fn problems(&self) -> Vec<String> {
+        let broken = self.users.broken.iter();
+        let broken = broken.map(|(line, why)| format!("line {line} of the users' file is left out: {why}"));
+        self.problems.iter().cloned().chain(broken).collect()
+    }
+
     fn report(&self) {
         let (users, robots) = (self.users.accounts.len(), self.robots.by_name.len());
         info!(users, robots, "the logins have changed: {users} users and {robots} robots");
@@ -226,5 +233,14 @@ mod tests {
         let book = Book::open(folder.path(), None);
         let entries = book.now();
         assert!(entries.exists && entries.users.accounts.is_empty() && entries.robots.by_name.is_empty());
+        assert_eq!(entries.problems().len(), 2, "{:?}", entries.problems());
+    }
+
+    #[test]
+    fn a_link_that_leads_nowhere_lets_nobody_in() {
+        // Invariant 14
+        let folder = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink(folder.path().join("unmounted"), folder.path().join("users")).unwrap();
+        assert!(Book::open(folder.path(), None).now().exists);
     }
 }

@@ -1,8 +1,8 @@
 //! Files of `access/`: written whole or not at all, for the server's eyes only, and read again when they change.
 
-use std::fs::{DirBuilder, File};
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
 use rustix::fs::{FlockOperation, flock};
@@ -15,6 +15,10 @@ pub const FILE_BYTES_MAX: u64 = 2 << 20;
 /// `None` where there is no file.
 pub fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
     let bytes = match std::fs::metadata(path) {
+        // That is not the same as no file, which lets everybody in.
+        Err(error) if error.kind() == io::ErrorKind::NotFound && path.is_symlink() => {
+            return Err(io::Error::other("it is a link that leads nowhere"));
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
         // A pipe would be waited for, and everybody with it.
@@ -33,13 +37,20 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     files::replace(path, bytes, Mode { new: 0o600, kept: 0o660 })
 }
 
-/// Holds the file's folder for one change at a time, also between processes, until it is dropped.
+/// Holds the file for one change at a time, also between processes, until it is dropped: by `<name>.lock` beside it,
+/// because a change puts another file in its place.
 pub fn lock(path: &Path) -> io::Result<File> {
     let folder = folder_of(path);
     make_folder(folder)?;
-    let folder = File::open(folder)?;
-    flock(&folder, FlockOperation::LockExclusive)?;
-    Ok(folder)
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".lock");
+    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(folder.join(name))?;
+    if rustix::process::geteuid().is_root() {
+        let like = std::fs::metadata(folder)?;
+        std::os::unix::fs::fchown(&file, Some(like.uid()), Some(like.gid()))?;
+    }
+    flock(&file, FlockOperation::LockExclusive)?;
+    Ok(file)
 }
 
 /// Makes `access/`, which only its owner may enter, and the data folder around it if a command comes before the server.

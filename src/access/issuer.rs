@@ -5,7 +5,7 @@
 //! and anew when it is old; a key that is known is gone on with while that takes long or fails.
 
 use std::collections::{BTreeMap, HashSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -117,6 +117,13 @@ impl Issuer {
         Ok(Self { name: name.to_owned(), settings: settings.clone(), source, set, tried_at })
     }
 
+    /// What is wrong with its file of keys, if it has one.
+    pub fn problem(settings: &IssuerSettings) -> Option<String> {
+        let path = settings.jwks_file.as_ref()?;
+        let why = read_keys(path).err()?;
+        Some(format!("the keys in `{}`: {why}", path.display()))
+    }
+
     /// With this set of keys, and none that could be had elsewhere, for `fuzz/`.
     #[cfg(any(test, fuzzing))]
     pub(super) fn of_keys(name: &str, settings: &IssuerSettings, set: &[u8]) -> Result<Self, String> {
@@ -223,14 +230,13 @@ impl Issuer {
     }
 
     /// A file is read when it has changed.
-    fn read_again(&self, path: &std::path::Path, now: Timestamp) {
+    fn read_again(&self, path: &Path, now: Timestamp) {
         let stamp = Stamp::of(path);
         let set = self.set.load();
         if set.stamp.as_ref() == Some(&stamp) {
             return;
         }
-        let read = file::read(path).map_err(|why| why.to_string());
-        match read.and_then(|bytes| parse(&bytes.ok_or("it is not there")?)) {
+        match read_keys(path) {
             Ok(keys) => self.set.store(Arc::new(Set { keys, read_at: Some(now), stamp: Some(stamp) })),
             Err(why) => {
                 warn!(issuer = self.name, "the keys of issuer `{}` in `{}`: {why}", self.name, path.display());
@@ -322,6 +328,11 @@ impl Signature {
 fn is_for(named: KeyAlgorithm, algorithm: Algorithm) -> bool {
     // Both are written as RFC 7518 does.
     named.to_string() == format!("{algorithm:?}")
+}
+
+fn read_keys(path: &Path) -> Result<Vec<Jwk>, String> {
+    let bytes = file::read(path).map_err(|why| why.to_string())?;
+    parse(&bytes.ok_or("it is not there")?)
 }
 
 fn parse(bytes: &[u8]) -> Result<Vec<Jwk>, String> {

@@ -173,8 +173,11 @@ pub struct Issued {
 /// What `sealock status` says of logins and rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct AccessReport {
-    /// Everybody may do everything.
+    /// Everybody may do everything,
     pub open: bool,
+    /// but for what upstreams with credentials gave, which needs a login.
+    #[serde(default)]
+    pub private: bool,
     pub rules: usize,
     pub users: usize,
     pub robots: usize,
@@ -222,6 +225,11 @@ impl Access {
         let mode = self.0.mode(&entries);
         let may = |verb| self.0.rules.everywhere(mode, &Subject::Anonymous, verb);
         Verbs::CONTENT.iter().all(may)
+    }
+
+    /// Whether there is nobody who could log in.
+    pub fn knows_nobody(&self) -> bool {
+        self.0.mode(&self.0.book.seen()) == Mode::Open
     }
 
     /// Who a refresh token is for.
@@ -282,6 +290,7 @@ impl Access {
         let entries = self.0.book.now();
         AccessReport {
             open: self.0.mode(&entries) == Mode::Open,
+            private: self.0.rules.has_private(),
             rules: self.0.rules.len(),
             users: entries.users.accounts.len(),
             robots: entries.robots.by_name.len(),
@@ -359,6 +368,14 @@ impl Denial {
             Self::Forbidden => Reason::NoRule.to_string(),
         }
     }
+}
+
+/// What is wrong with the files that the settings name or the commands wrote, a sentence each.
+pub fn problems(settings: &AccessSettings, data: &Path) -> Vec<String> {
+    let mut problems = Book::open(&folder(data), settings.htpasswd.as_deref()).now().problems();
+    let of_issuer = |(name, issuer)| Some(format!("[access.issuer.{name}] {}", Issuer::problem(issuer)?));
+    problems.extend(settings.issuer.iter().filter_map(of_issuer));
+    problems
 }
 
 /// `access/` in the data folder.

@@ -127,10 +127,21 @@ impl UsersFile {
         Ok((names, users.broken))
     }
 
-    pub fn add(&self, name: &str, password: &Secret) -> Result<(), UsersError> {
+    /// Whether the name could be added, before its password is asked for.
+    pub fn check_new(&self, name: &str) -> Result<(), UsersError> {
         if !is_name(name) {
             return Err(UsersError::Name(name.chars().take(200).collect()));
         }
+        if self.has(name)? { Err(UsersError::Exists(name.to_owned())) } else { Ok(()) }
+    }
+
+    /// Whether there is such a user, before its password is asked for.
+    pub fn check_known(&self, name: &str) -> Result<(), UsersError> {
+        if self.has(name)? { Ok(()) } else { Err(UsersError::Unknown(name.to_owned())) }
+    }
+
+    pub fn add(&self, name: &str, password: &Secret) -> Result<(), UsersError> {
+        self.check_new(name)?;
         let hash = Hash::new(password)?;
         self.change(|lines| {
             if lines.iter().any(|line| is_of(line, name)) {
@@ -167,6 +178,10 @@ impl UsersFile {
         change(&mut lines)?;
         let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
         file::replace(&self.0, text.as_bytes()).map_err(io)
+    }
+
+    fn has(&self, name: &str) -> Result<bool, UsersError> {
+        Ok(self.text()?.lines().any(|line| is_of(line, name)))
     }
 
     fn text(&self) -> Result<String, UsersError> {

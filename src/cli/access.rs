@@ -67,8 +67,13 @@ impl AccessCommand {
 
 /// For the banner and the status.
 pub fn describe(report: &AccessReport) -> String {
-    let AccessReport { open, rules, users, robots } = report;
+    let AccessReport { open, private, rules, users, robots } = report;
     match (open, rules) {
+        (true, _) if *private => {
+            "access: everybody who reaches it may pull, push and delete, but not what upstreams with \
+                                  credentials gave: that needs a login, and there are no users; `sealock user add NAME`"
+                .to_owned()
+        }
         (true, _) => "access: everybody who reaches it may pull, push and delete; `sealock user add NAME`, or \
                       [[access.rule]], changes that"
             .to_owned(),

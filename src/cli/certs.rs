@@ -16,7 +16,7 @@ pub enum CertsCommand {
     Init(Init),
     /// Make a new server's certificate of the same authority; a running server takes it by itself
     Renew(Renew),
-    /// Show the certificates: for whom, by whom, how long; exit with 3 if one needs attention
+    /// Show the certificates: for whom, by whom, how long; exit with 3 if one, or its key, needs attention
     Show(Show),
 }
 
@@ -129,7 +129,10 @@ impl Show {
         } else {
             all.iter().try_for_each(show)?;
         }
-        let warnings: Vec<_> = all.iter().filter_map(|one| one.warning(now)).collect();
+        let mut warnings: Vec<_> = all.iter().filter_map(|one| one.warning(now)).collect();
+        let keys = keys(&settings, &self.place.folder(&settings)).into_iter();
+        let wrong = keys.filter_map(|(certificate, key)| tls::check_key(&certificate, &key).err());
+        warnings.extend(wrong.map(|why| Failure::new(&why, None).message));
         if warnings.is_empty() { Ok(()) } else { Err(Failure::partly(warnings.join("; "))) }
     }
 }
@@ -163,6 +166,16 @@ fn files(settings: &TlsSettings, folder: &Folder) -> Vec<(PathBuf, Role)> {
     let mut seen = HashSet::new();
     files.retain(|(path, role)| seen.insert((path.canonicalize().unwrap_or_else(|_| path.clone()), *role)));
     files
+}
+
+/// Each certificate that is shown to clients, with its key.
+fn keys(settings: &TlsSettings, folder: &Folder) -> Vec<(PathBuf, PathBuf)> {
+    let set = settings.pairs().into_iter().map(|(_, certificate, key)| (certificate.to_owned(), key));
+    let mut keys: Vec<_> = set.collect();
+    if keys.is_empty() {
+        keys.push((folder.certificate(), folder.key()));
+    }
+    keys
 }
 
 fn show(one: &Shown) -> Result<(), Failure> {

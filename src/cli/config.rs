@@ -6,11 +6,14 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::{Common, Failure, print};
+use crate::access;
 use crate::config::DEFAULT_FILE;
 
 #[derive(Subcommand)]
 pub enum ConfigCommand {
     /// Read the settings as `serve` would, and say what is wrong with them: file, line, key, what to write
+    ///
+    /// Certificates, keys and the files of logins that they lead to are read, too: run it as the user that runs the server.
     Check(Check),
 }
 
@@ -30,19 +33,29 @@ impl ConfigCommand {
         let mut variables: Vec<_> = names.filter(|name| name.starts_with("SEALOCK_")).collect();
         variables.sort();
         let routes = settings.routes().map_err(|why| Failure::new(&why, None))?.describe();
+        let problems = access::problems(&settings.access, &settings.server.data);
         if check.json {
             let routes: Vec<_> = routes
                 .iter()
                 .map(|(name, upstream, to)| json!({ "name": name, "upstream": upstream, "to": to }))
                 .collect();
             let read: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
-            let answer = json!({ "ok": true, "files": read, "variables": variables, "routes": routes });
-            return print::json(&answer);
+            let ok = problems.is_empty();
+            print::json(&json!({
+                "ok": ok, "files": read, "variables": variables, "routes": routes, "problems": problems,
+            }))?;
+            return if ok { Ok(()) } else { Err(Failure::found(problems.join("; "))) };
         }
         let rows: Vec<_> = routes.into_iter().map(|(name, upstream, to)| vec![name, upstream, to]).collect();
         print::table(&["NAME", "UPSTREAM", "GOES TO"], &rows)?;
         print::line(&came_from(&files, &variables))?;
-        print::line("the settings are good")
+        match problems.len() {
+            0 => print::line("the settings are good"),
+            count => {
+                problems.iter().try_for_each(|problem| print::line(&format!("  {problem}")))?;
+                Err(Failure::found(format!("the settings are good, but not {count} of the files that they lead to")))
+            }
+        }
     }
 }
 

@@ -53,6 +53,8 @@ impl Serve {
             (settings.tls.certificate, settings.tls.key) = (self.certificate, None);
         }
         start_logging(&settings.log);
+        // What is kept, and who asked for it, is no other user's to read.
+        rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
         let mode = self.gate.map(|mode| match mode {
             GateMode::Open => Mode::Open,
             GateMode::Closed => Mode::Closed,

@@ -50,10 +50,12 @@ impl UserCommand {
         let file = access::users_file(&settings.access, &settings.server.data);
         match self {
             Self::Add(user) => {
+                file.check_new(&user.name)?;
                 file.add(&user.name, &user.password()?)?;
                 print::line(&format!("user `{}` can log in", user.name))
             }
             Self::Passwd(user) => {
+                file.check_known(&user.name)?;
                 file.set_password(&user.name, &user.password()?)?;
                 print::line(&format!("user `{}` has a new password", user.name))
             }
@@ -78,13 +80,33 @@ impl WithPassword {
         if !io::stdin().is_terminal() {
             return read(io::stdin()).map_err(failed);
         }
-        let ask = |prompt: &str| rpassword::prompt_password(prompt).map(Secret::new).map_err(failed);
+        let ask = |prompt: &str| prompted(prompt).map(Secret::new).map_err(failed);
         let password = ask(&format!("Password for {}: ", self.name))?;
         if ask("Again: ")? != password {
             return Err(Failure::found("the two passwords differ; nothing is changed".to_owned()));
         }
         Ok(password)
     }
+}
+
+/// What is typed, without echo. Ctrl-C ends the process, with the terminal as it was.
+fn prompted(prompt: &str) -> io::Result<String> {
+    let terminal = std::fs::File::open("/dev/tty")?;
+    let before = rustix::termios::tcgetattr(&terminal)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let prompt = prompt.to_owned();
+    let asked = runtime.block_on(async {
+        tokio::select! {
+            asked = tokio::task::spawn_blocking(move || rpassword::prompt_password(prompt)) => asked?,
+            _ = tokio::signal::ctrl_c() => Err(io::ErrorKind::Interrupted.into()),
+        }
+    });
+    if asked.as_ref().is_err_and(|why| why.kind() == io::ErrorKind::Interrupted) {
+        rustix::termios::tcsetattr(&terminal, rustix::termios::OptionalActions::Now, &before)?;
+        eprintln!();
+        std::process::exit(130);
+    }
+    asked
 }
 
 /// The first line, and no more than a password may have.

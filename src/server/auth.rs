@@ -101,7 +101,13 @@ impl<'a> Door<'a> {
         match why {
             Denial::LogIn(_) => {
                 let error = caller.is_scoped().then_some("insufficient_scope");
-                self.unauthorized(format!("log in to {what}"), wish, error)
+                let message = match self.access.knows_nobody() {
+                    true => format!(
+                        "only who has logged in may {what}, and there are no users yet: `sealock user add NAME`"
+                    ),
+                    false => format!("log in to {what}"),
+                };
+                self.unauthorized(message, wish, error)
             }
             Denial::OutOfScope => {
                 let message = format!("the token was made for something else than to {what}");

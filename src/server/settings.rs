@@ -1,5 +1,6 @@
 //! `[server]` of the settings: where it listens, where its data is, and what one client may cost.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -87,6 +88,14 @@ impl ServerSettings {
         if self.listen.is_empty() && self.listen_plain.is_empty() {
             return wrong("listen", "empty".to_owned(), "name an address, such as \"127.0.0.1:5000\"");
         }
+        let mut seen = HashSet::new();
+        let all = self.listen.iter().map(|address| ("listen", address));
+        let all = all.chain(self.listen_plain.iter().map(|address| ("listen_plain", address)));
+        for (key, address) in all.filter(|(_, address)| address.port() != 0) {
+            if !seen.insert(address) {
+                return wrong(key, address.to_string(), "name each address once");
+            }
+        }
         if self.connections_max == 0 {
             return wrong("connections_max", "0".to_owned(), "write 1 or more");
         }
@@ -155,6 +164,9 @@ mod tests {
         assert_eq!(tiny.check().unwrap_err().key, "header_size_max");
         let deaf = ServerSettings { listen: vec![], ..ServerSettings::default() };
         assert!(deaf.check().unwrap_err().to_string().contains("name an address"));
+        let at = vec!["127.0.0.1:5000".parse().unwrap()];
+        let twice = ServerSettings { listen: at.clone(), listen_plain: at, ..ServerSettings::default() };
+        assert_eq!(twice.check().unwrap_err().key, "listen_plain");
     }
 
     #[test]

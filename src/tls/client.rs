@@ -23,12 +23,8 @@ pub enum TlsError {
     },
     #[error("`{path}` has {size} bytes; a file of certificates has at most {CA_FILE_SIZE_MAX}")]
     TooLarge { path: PathBuf, size: u64 },
-    #[error("`{path}` is not PEM")]
-    Pem {
-        path: PathBuf,
-        #[source]
-        source: pem::Error,
-    },
+    #[error("`{path}` is not PEM: {why}")]
+    Pem { path: PathBuf, why: String },
     #[error("`{path}` holds no certificate")]
     Empty { path: PathBuf },
     #[error("certificate {number} in `{path}` cannot be used")]
@@ -93,11 +89,20 @@ pub fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Tl
     let text = std::fs::read(path).map_err(read)?;
     let certificates = CertificateDer::pem_slice_iter(&text)
         .collect::<Result<Vec<_>, _>>()
-        .map_err(|source| TlsError::Pem { path: path.to_owned(), source })?;
+        .map_err(|why| TlsError::Pem { path: path.to_owned(), why: in_words(&why) })?;
     if certificates.is_empty() {
         return Err(TlsError::Empty { path: path.to_owned() });
     }
     Ok(certificates)
+}
+
+/// Its own words show lines of the file as lists of numbers.
+fn in_words(why: &pem::Error) -> String {
+    match why {
+        pem::Error::MissingSectionEnd { .. } => "a block has no end".to_owned(),
+        pem::Error::IllegalSectionStart { .. } => "a block has no proper beginning".to_owned(),
+        why => why.to_string(),
+    }
 }
 
 /// The system's authorities, read once. None at all is no error here: a site may trust nothing but its own.

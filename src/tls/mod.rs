@@ -18,7 +18,7 @@ pub use client::{CA_FILE_SIZE_MAX, TlsError, client_config, read_certificates};
 pub use facts::Facts;
 pub use issue::{Folder, InvalidName, IssueError, Name, init, renew};
 pub use pair::PairError;
-pub use server::{InvalidTls, Role, ServerTls, Shown, TlsReport, shown};
+pub use server::{InvalidTls, Role, ServerTls, Shown, TlsReport, check_key, shown};
 pub use settings::{ClientAuth, PairSettings, TlsSettings};
 
 /// A certificate that ends within so many days is warned of.

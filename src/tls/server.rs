@@ -285,6 +285,16 @@ impl Shown {
     }
 }
 
+/// Whether a server could show the certificate with that key. One that is another user's is not looked at.
+pub fn check_key(certificate: &Path, key: &Path) -> Result<(), PairError> {
+    match Pair::read(certificate, key, &aws_lc_rs::default_provider()) {
+        Err(PairError::Owner { .. }) => Ok(()),
+        Err(PairError::ReadKey { source, .. }) if source.kind() == std::io::ErrorKind::PermissionDenied => Ok(()),
+        Err(why) => Err(why),
+        Ok(_) => Ok(()),
+    }
+}
+
 /// What is in a file, as it would be shown: a server's certificate with its chain is one.
 pub fn shown(path: &Path, role: Role, now: Timestamp) -> Result<Vec<Shown>, PairError> {
     let certificates = read_certificates(path).map_err(PairError::Certificates)?;

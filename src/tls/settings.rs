@@ -85,7 +85,7 @@ impl TlsSettings {
     }
 
     /// Every pair with the key under which it is set: `certificate`, `also.0.certificate`, …; the default one first.
-    pub(super) fn pairs(&self) -> Vec<(String, &Path, PathBuf)> {
+    pub fn pairs(&self) -> Vec<(String, &Path, PathBuf)> {
         let first = self.certificate.as_deref().map(|path| (String::new(), path, key_of(path, self.key.as_deref())));
         let also = self.also.iter().enumerate().map(|(number, pair)| {
             (format!("also.{number}."), pair.certificate.as_path(), key_of(&pair.certificate, pair.key.as_deref()))

@@ -154,6 +154,11 @@ fn show_exits_with_3_when_a_certificate_needs_attention() {
     assert!(why.contains("`company.crt` has expired on 2001-01-01"), "{why}");
     let why = failed(folder.path(), &["certs", "show"], 1);
     assert!(why.contains("certs/server.crt") && why.contains("certs init"), "{why}");
+    done(folder.path(), &MAKE);
+    done(folder.path(), &["certs", "show"]);
+    fs::copy(folder.path().join("certs/ca.key"), folder.path().join("certs/server.key")).unwrap();
+    let why = failed(folder.path(), &["certs", "show"], 3);
+    assert!(why.contains("the key `certs/server.key` is not that of the certificate"), "{why}");
 }
 
 #[tokio::test]

@@ -192,6 +192,40 @@ fn what_the_server_cannot_read_is_a_wrong_setting_for_it_and_no_matter_to_the_ot
 }
 
 #[test]
+fn a_check_names_each_file_that_would_let_nobody_in() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let site = "[access]\nhtpasswd = \"staff\"\n[access.issuer.git]\n\
+                issuer = \"https://git.site\"\naudience = \"a\"\njwks_file = \"keys.json\"\n\
+                [[access.rule]]\nrepository = \"**\"\nverbs = [\"pull\"]\nto = [\"authenticated\"]\n";
+    std::fs::write(at.join("site.toml"), site).unwrap();
+    std::fs::write(at.join("keys.json"), "{\"keys\":[]}").unwrap();
+    let output = run(at, &["-c", "site.toml", "config", "check"]);
+    let told = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    for words in ["`staff` cannot be used: it is not there", "keys.json`: it has no key", "not 2 of the files"] {
+        assert!(told.contains(words), "{words}: {told}");
+    }
+    let output = run(at, &["-c", "site.toml", "config", "check", "--json"]);
+    let shown: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((shown["ok"].as_bool(), shown["problems"].as_array().unwrap().len()), (Some(false), 2));
+}
+
+#[test]
+fn what_is_kept_is_no_other_users_to_read() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let folder = tempfile::tempdir().unwrap();
+    let _serving = serve(folder.path(), &[]);
+    let data = folder.path().join("data");
+    let mode = |path: &Path| std::fs::symlink_metadata(path).unwrap().permissions().mode() & 0o077;
+    assert_eq!(mode(&data), 0);
+    for entry in std::fs::read_dir(&data).unwrap() {
+        let path = entry.unwrap().path();
+        assert_eq!(mode(&path), 0, "{}", path.display());
+    }
+}
+
+#[test]
 fn a_start_that_fails_leaves_the_gate_as_it_was() {
     // Invariant 1
     let folder = tempfile::tempdir().unwrap();

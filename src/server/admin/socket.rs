@@ -47,12 +47,21 @@ fn listen(data: &Path, group: Option<u32>) -> io::Result<UnixListener> {
     let (path, _folder) = address(data)?;
     rustix::net::bind(&socket, &SocketAddrUnix::new(path.as_path())?)?;
     if let Some(group) = group {
+        let_through(data, group)?;
         // First whose it is, then what they may.
         rustix::fs::chown(&path, None, Some(Gid::from_raw(group)))?;
         rustix::fs::chmod(&path, Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::WGRP)?;
     }
     rustix::net::listen(&socket, COMMANDS_MAX as i32)?;
     UnixListener::from_std(socket.into())
+}
+
+/// Members of the group get to the socket by name, and see nothing else of the folder.
+fn let_through(data: &Path, group: u32) -> io::Result<()> {
+    let found = rustix::fs::stat(data)?;
+    let mode = Mode::from_raw_mode(found.st_mode & 0o7777);
+    let way = if found.st_gid == group { Mode::XGRP } else { Mode::XOTH };
+    if mode.contains(way) { Ok(()) } else { Ok(rustix::fs::chmod(data, mode | way)?) }
 }
 
 /// A path to the socket that is short enough, and the open folder that it may lead through.
@@ -83,6 +92,23 @@ mod tests {
         assert!(matches!(error, AdminError::NotServed { .. }), "{error}");
         let _alive = bind(data.path(), None).unwrap();
         connect(data.path()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn members_of_the_group_get_to_it_and_see_nothing_else() {
+        let data = tempfile::tempdir().unwrap();
+        let modes = || {
+            let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+            (mode(data.path()), mode(&data.path().join(SOCKET_NAME)))
+        };
+        std::fs::set_permissions(data.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
+        let own = rustix::process::getegid().as_raw();
+        let _listener = bind(data.path(), Some(own)).unwrap();
+        assert_eq!(modes(), (0o710, 0o660));
+        if rustix::process::geteuid().is_root() {
+            let _listener = bind(data.path(), Some(own + 4711)).unwrap();
+            assert_eq!(modes(), (0o711, 0o660));
+        }
     }
 
     #[tokio::test]

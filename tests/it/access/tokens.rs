@@ -46,6 +46,7 @@ async fn docker_logs_in_pulls_and_pushes() {
 async fn a_form_that_drips_is_not_waited_for() {
     // Invariant 17
     let site = Sealock::setup().settings("[server]\nheader_timeout = \"1s\"\n").start().await;
+    #[expect(clippy::disallowed_methods, reason = "a client of the tests, on loopback")]
     let mut client = TcpStream::connect(&site.address).await.unwrap();
     let head = "POST /token HTTP/1.1\r\nHost: x\r\nContent-Length: 10000\r\n\r\n";
     client.write_all(head.as_bytes()).await.unwrap();

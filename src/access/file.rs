@@ -84,4 +84,22 @@ mod tests {
         let left: Vec<_> = std::fs::read_dir(path.parent().unwrap()).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(left, ["users"]);
     }
+
+    #[test]
+    fn what_root_writes_belongs_to_the_owner_of_the_data_folder() {
+        if !rustix::process::geteuid().is_root() {
+            assert!(std::env::var_os("CI").is_none(), "giving files away takes root");
+            return;
+        }
+        let data = tempfile::tempdir().unwrap();
+        std::os::unix::fs::chown(data.path(), Some(54_321), Some(54_322)).unwrap();
+        let access = data.path().join("access");
+        drop(lock(&access.join("users")).unwrap());
+        replace(&access.join("users"), b"one").unwrap();
+        assert_eq!(std::fs::read_dir(&access).unwrap().count(), 1);
+        for path in [access.clone(), access.join("users")] {
+            let found = std::fs::metadata(&path).unwrap();
+            assert_eq!((found.uid(), found.gid()), (54_321, 54_322), "{path:?}");
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! The gate over real sockets: what leaves, what is cut, what is on record.
 
 use std::io::ErrorKind;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -352,6 +353,13 @@ async fn a_new_folder_is_closed_unless_the_settings_or_the_command_line_say_othe
     let status = site.gate.set_initial(Mode::Closed).await.unwrap();
     assert_eq!((status.open, status.who.as_deref()), (false, Some("command line")));
     assert!(site.gate.set_initial(Mode::Open).await.unwrap().open);
+}
+
+#[tokio::test]
+async fn others_who_may_enter_the_data_folder_cannot_read_the_state() {
+    let site = Site::open().await;
+    let found = std::fs::metadata(site.data.path().join("gate.json")).unwrap();
+    assert_eq!(found.permissions().mode() & 0o777, 0o600);
 }
 
 #[tokio::test]

@@ -181,10 +181,9 @@ impl Settings {
         Ok((settings, layers))
     }
 
-    /// The files that count when the command line names none: the system's, if it is there.
+    /// The files that count when the command line names none: the system's, unless there is none.
     pub fn default_files() -> Vec<PathBuf> {
-        let file = Path::new(DEFAULT_FILE);
-        if file.exists() { vec![file.to_owned()] } else { Vec::new() }
+        unless_absent(Path::new(DEFAULT_FILE))
     }
 
     /// The routing table. [`Settings::load`] has checked that it can be built.
@@ -309,6 +308,14 @@ impl RouteSettings {
     }
 }
 
+/// A file that is there and cannot be reached is no reason to serve without settings: reading it says why.
+fn unless_absent(file: &Path) -> Vec<PathBuf> {
+    match file.symlink_metadata() {
+        Err(why) if why.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        _ => vec![file.to_owned()],
+    }
+}
+
 fn offline_miss(status: u16) -> OfflineMiss {
     if status == 503 { OfflineMiss::Unavailable } else { OfflineMiss::NotFound }
 }
@@ -323,5 +330,26 @@ impl Default for PullSettings {
     fn default() -> Self {
         let fresh_for = Span(Duration::from_secs(15 * 60));
         Self { fresh_for, prefetch: true, platforms: Vec::new(), offline_miss: 404 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_that_cannot_be_reached_are_not_taken_for_absent() {
+        // Invariant 20
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        std::fs::write(at("file"), "").unwrap();
+        std::os::unix::fs::symlink(at("nowhere"), at("dangling")).unwrap();
+        // The first is what a folder that may not be entered is to others than root: an error that is not `NotFound`.
+        for unreachable in ["file/sealock.toml", "dangling"] {
+            let files = unless_absent(&at(unreachable));
+            assert!(matches!(Settings::load(&files, []), Err(ConfigError::Unreadable { .. })), "{unreachable}");
+        }
+        assert_eq!(unless_absent(&at("file")), [at("file")]);
+        assert!(unless_absent(&at("absent")).is_empty());
     }
 }

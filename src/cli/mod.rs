@@ -7,6 +7,7 @@ mod config;
 mod gate;
 mod gc;
 mod healthcheck;
+mod journal;
 mod ls;
 mod notify;
 mod print;
@@ -202,9 +203,10 @@ pub fn run(cli: Cli) -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("sealock: {}", failure.message);
+            let level = if journal::takes_stderr() { journal::ERROR } else { "" };
+            eprintln!("{level}sealock: {}", failure.message);
             if let Some(hint) = &failure.hint {
-                eprintln!("  hint: {hint}");
+                eprintln!("{level}  hint: {hint}");
             }
             ExitCode::from(failure.code)
         }

@@ -10,7 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
-use super::{Common, Failure, notify, print};
+use super::{Common, Failure, journal, notify, print};
 use crate::app::App;
 use crate::clock::Clock;
 use crate::config::{LogFormat, LogSettings};
@@ -110,6 +110,7 @@ fn start_logging(settings: &LogSettings) {
     let filter = EnvFilter::try_new(&settings.level).unwrap_or_else(|_| EnvFilter::new("info"));
     let logging = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match settings.format {
+        LogFormat::Text if journal::takes_stderr() => logging.event_format(journal::Lines).init(),
         LogFormat::Text => logging.with_target(false).with_ansi(std::io::stderr().is_terminal()).init(),
         LogFormat::Json => logging.json().init(),
     }

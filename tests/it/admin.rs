@@ -135,3 +135,29 @@ fn systemd_is_told_when_the_server_is_ready_and_when_it_stops() {
     assert_eq!(&buffer[..size], b"STOPPING=1");
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }
+
+#[test]
+fn the_journal_gets_levels_as_it_wants_them_and_no_second_time_stamp() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    // What cannot be a socket: the start fails after it has begun to log.
+    std::fs::create_dir(data.join("sealock.sock")).unwrap();
+    let told = |name: &str, is_journal: bool| {
+        let log = folder.path().join(name);
+        let (file, program) = (std::fs::File::create(&log).unwrap(), Path::new(env!("CARGO_BIN_EXE_sealock")));
+        let found = file.metadata().unwrap();
+        let inode = if is_journal { found.ino() } else { found.ino() + 1 };
+        let mut command = sealock(program, &data, &["serve", "--listen", "127.0.0.1:0", "--gate", "open"]);
+        command.env("SEALOCK_LOG_LEVEL", "debug").env("JOURNAL_STREAM", format!("{}:{inode}", found.dev()));
+        assert_eq!(command.stdout(Stdio::null()).stderr(file).status().unwrap().code(), Some(1));
+        std::fs::read_to_string(log).unwrap()
+    };
+    let (journal, elsewhere) = (told("journal", true), told("elsewhere", false));
+    let (logged, failure) = journal.split_once("<3>sealock: ").unwrap();
+    assert!(failure.contains("\n<3>  hint: "), "{journal}");
+    let is_plain = |line: &str| line.starts_with("<7>") && !line.contains("DEBUG") && !line[3..].starts_with("20");
+    assert!(logged.lines().count() > 0 && logged.lines().all(is_plain), "{journal}");
+    let first = elsewhere.lines().next().unwrap();
+    assert!(first.starts_with("20") && first.contains("DEBUG") && elsewhere.contains("\nsealock: "), "{elsewhere}");
+}

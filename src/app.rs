@@ -69,6 +69,16 @@ pub enum StartError {
 }
 
 impl StartError {
+    /// Whether it is as it is until somebody changes the settings or this machine, so that trying again is no use.
+    pub fn is_lasting(&self) -> bool {
+        match self {
+            Self::Routes(_) | Self::Upstream(_) | Self::Tls(_) => true,
+            Self::Admin(why) => matches!(why, AdminError::NoGroup { .. } | AdminError::Lend { .. }),
+            Self::Bind(why) => why.source.kind() == std::io::ErrorKind::PermissionDenied,
+            Self::Store(_) | Self::Gate(_) | Self::Access(_) => false,
+        }
+    }
+
     /// What the reader can do about it.
     pub fn hint(&self) -> Option<String> {
         match self {

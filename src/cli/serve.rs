@@ -64,7 +64,10 @@ impl Serve {
             let stop = CancellationToken::new();
             stop_on_signal(stop.clone(), settings.server.shutdown_timeout.0 + END_TIMEOUT)?;
             let app = App::start(settings, mode, Clock::system()).await;
-            let app = app.map_err(|why| Failure::new(&why, why.hint()))?;
+            let app = app.map_err(|why| match (Failure::new(&why, why.hint()), why.is_lasting()) {
+                (failure, true) => Failure { code: 2, ..failure },
+                (failure, false) => failure,
+            })?;
             banner(&app)?;
             notify::tell("READY=1");
             app.run(stop).await;

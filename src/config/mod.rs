@@ -134,8 +134,8 @@ impl Settings {
         Self::load_with_layers(files, environment).map(|(settings, _)| settings)
     }
 
-    /// As [`Settings::load`], for who is going to serve: also reads the credentials and authorities of the upstreams, and
-    /// the server's certificates and keys, which may be for the server's eyes only.
+    /// As [`Settings::load`], for who is going to serve: also reads the credentials and authorities of the upstreams,
+    /// the server's certificates and keys, which may be for the server's eyes only, and the groups of this machine.
     pub fn load_to_serve(
         files: &[PathBuf],
         environment: impl IntoIterator<Item = (String, String)>,
@@ -145,6 +145,9 @@ impl Settings {
             if let Err((key, message)) = upstream.check_files(name) {
                 return Err(layers.wrong(&["upstream", name, key], message));
             }
+        }
+        if let Some(message) = settings.admin.wrong_here() {
+            return Err(layers.wrong(&["admin", "group"], message));
         }
         if let Err(why) = ServerTls::load(&settings.tls, &Clock::system()) {
             let key: Vec<&str> = ["tls"].into_iter().chain(why.key()).collect();

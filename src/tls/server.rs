@@ -4,6 +4,7 @@
 //! are reported and leave what is in use where it is. An expired certificate is shown all the same, with a warning: a
 //! client that refuses it says why, and one that does not look goes on, while a registry that is not there helps nobody.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -78,13 +79,24 @@ pub struct TlsReport {
 }
 
 /// A file of `[tls]` that cannot be used.
-#[derive(Debug, thiserror::Error)]
-#[error("{why}")]
+#[derive(Debug)]
 pub struct InvalidTls {
     /// Below `[tls]`: `key`, `also.0.certificate`, …
     key: String,
-    #[source]
     why: PairError,
+}
+
+// Transparent: it says what `why` says, once.
+impl std::error::Error for InvalidTls {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        std::error::Error::source(&self.why)
+    }
+}
+
+impl fmt::Display for InvalidTls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.why.fmt(f)
+    }
 }
 
 const WARN_EVERY: SignedDuration = SignedDuration::from_hours(24);

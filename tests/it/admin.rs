@@ -84,8 +84,42 @@ fn a_group_that_does_not_exist_stops_the_start() {
     let program = Path::new(env!("CARGO_BIN_EXE_sealock"));
     let mut command = sealock(program, &folder.path().join("data"), &["serve", "-c"]);
     let output = command.arg(&settings).output().unwrap();
-    assert_eq!(output.status.code(), Some(1), "{output:?}");
-    assert!(words(&output).contains("[admin] group: there is no group `no such group`"), "{output:?}");
+    // With the place and exit status of every wrong setting: a supervisor tries others again.
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    assert!(words(&output).contains("site.toml:2: admin.group: there is no group `no such group`"), "{output:?}");
+}
+
+#[test]
+fn what_stays_wrong_until_somebody_acts_ends_with_the_status_of_wrong_settings() {
+    // Invariant 20
+    if !rustix::process::geteuid().is_root() {
+        assert!(std::env::var_os("CI").is_none(), "becoming somebody else takes root");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(folder.path(), Permissions::from_mode(0o777)).unwrap();
+    let (program, settings) = (for_all(folder.path()), folder.path().join("site.toml"));
+    let held = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = held.local_addr().unwrap();
+    // As a service that is of no further group and has no capability.
+    let free_from = std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap();
+    for (group, listen, code, words_of_it) in [
+        ("0", "127.0.0.1:0", 2, "[admin] group: cannot give `"),
+        ("54321", "127.0.0.1:1", 2, "cannot listen on `127.0.0.1:1`"),
+        ("54321", &taken.to_string(), 1, "cannot listen on `127.0.0.1:"),
+    ] {
+        if listen.ends_with(":1") && free_from.trim() == "0" {
+            // In a container that lets everybody have any port.
+            continue;
+        }
+        std::fs::write(&settings, format!("[admin]\ngroup = \"{group}\"\n[server]\nlisten = [\"{listen}\"]\n"))
+            .unwrap();
+        let mut command = sealock(&program, &folder.path().join("data"), &["serve", "-c"]);
+        let output = command.arg(&settings).uid(STRANGER).gid(STRANGER).output().unwrap();
+        assert_eq!(output.status.code(), Some(code), "{output:?}");
+        assert!(words(&output).contains(words_of_it) && words(&output).contains("hint: "), "{output:?}");
+    }
+    drop(held);
 }
 
 #[test]

@@ -221,6 +221,7 @@ fn a_certificate_that_is_no_good_stops_the_start_with_one_line() {
              `chmod 600 certs/server.key`\n"
         );
     }
-    let why = failed(folder.path(), &["serve", "--certificate", "certs/server.crt"], 1);
+    let why = failed(folder.path(), &["serve", "--certificate", "certs/server.crt"], 2);
+    assert_eq!(why.matches("can be used by others").count(), 1, "{why}");
     assert!(why.contains("can be used by others") && why.contains("hint: run `chmod 600"), "{why}");
 }

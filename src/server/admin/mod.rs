@@ -109,6 +109,13 @@ pub enum AdminError {
     },
     #[error("[admin] group: there is no group `{group}`")]
     NoGroup { group: String },
+    #[error("[admin] group: cannot give `{}` to the group {group}", path.display())]
+    Lend {
+        path: PathBuf,
+        group: u32,
+        #[source]
+        source: io::Error,
+    },
     #[error("`{}` is in the way: it is not a socket", path.display())]
     NotASocket { path: PathBuf },
     /// Nobody listens on the folder's socket.
@@ -153,6 +160,7 @@ impl AdminError {
             Self::Bind { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
                 "let the user that runs sealock write to the data folder"
             }
+            Self::Lend { .. } => "let the user that runs sealock be of that group, or name one that it is of",
             Self::NotASocket { .. } => "move it away",
             Self::NoGroup { .. } => "write a group of /etc/group, or its number",
             Self::Refused { hint, .. } => return hint.clone(),

@@ -15,6 +15,14 @@ pub struct AdminSettings {
     pub group: Option<String>,
 }
 
+impl AdminSettings {
+    /// What does not fit this machine.
+    pub fn wrong_here(&self) -> Option<String> {
+        let group = self.group.as_deref().filter(|group| group_number(group).is_none())?;
+        Some(format!("there is no group `{group}`; write one of /etc/group, or its number"))
+    }
+}
+
 /// The process at the other end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Caller {

@@ -24,7 +24,12 @@ pub(super) fn bind(data: &Path, group: Option<u32>) -> Result<UnixListener, Admi
         Ok(_) => std::fs::remove_file(&path).map_err(|source| AdminError::Bind { path: path.clone(), source })?,
         Err(_) => {}
     }
-    listen(data, group).map_err(|source| AdminError::Bind { path, source })
+    let failed = |source| AdminError::Bind { path: path.clone(), source };
+    let socket = unheard(data).map_err(failed)?;
+    if let Some(group) = group {
+        lend(data, group).map_err(|source| AdminError::Lend { path: path.clone(), group, source })?;
+    }
+    listen(socket).map_err(failed)
 }
 
 /// Connects to the socket in `data`.
@@ -39,19 +44,26 @@ pub(super) async fn connect(data: &Path) -> Result<UnixStream, AdminError> {
     })
 }
 
-fn listen(data: &Path, group: Option<u32>) -> io::Result<UnixListener> {
+/// Bound, and answers nobody yet.
+fn unheard(data: &Path) -> io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     // On Linux a socket's file takes the mode that the socket has when it is bound: at no time may others open it.
     rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
     let (path, _folder) = address(data)?;
     rustix::net::bind(&socket, &SocketAddrUnix::new(path.as_path())?)?;
-    if let Some(group) = group {
-        let_through(data, group)?;
-        // First whose it is, then what they may.
-        rustix::fs::chown(&path, None, Some(Gid::from_raw(group)))?;
-        rustix::fs::chmod(&path, Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::WGRP)?;
-    }
+    Ok(socket)
+}
+
+/// First whose it is, then what they may.
+fn lend(data: &Path, group: u32) -> io::Result<()> {
+    let_through(data, group)?;
+    let (path, _folder) = address(data)?;
+    rustix::fs::chown(&path, None, Some(Gid::from_raw(group)))?;
+    Ok(rustix::fs::chmod(&path, Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::WGRP)?)
+}
+
+fn listen(socket: OwnedFd) -> io::Result<UnixListener> {
     rustix::net::listen(&socket, COMMANDS_MAX as i32)?;
     UnixListener::from_std(socket.into())
 }

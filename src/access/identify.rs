@@ -201,3 +201,30 @@ impl Inner {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::access::password::CHECKED;
+    use crate::access::{Access, AccessSettings, UsersFile, folder};
+    use crate::clock::Clock;
+    use crate::gate::{AuditSettings, Gate, GateSettings};
+    use crate::secret::Secret;
+
+    #[tokio::test]
+    async fn a_name_that_nobody_has_is_hashed_for_like_any_other() {
+        // Invariant 16
+        let data = tempfile::tempdir().unwrap();
+        UsersFile::new(folder(data.path()).join("users")).add("alice", &Secret::new("sesame-open")).unwrap();
+        let (clock, settings) = (Clock::system(), AccessSettings::default());
+        let gate =
+            Gate::load_with(&GateSettings::default(), &AuditSettings::default(), data.path(), clock.clone()).unwrap();
+        let access =
+            Access::open(&settings, data.path(), Default::default(), Default::default(), &gate, clock).unwrap();
+        for (name, good) in [("alice", true), ("alice", false), ("nobody", false), ("", false), ("alice ", false)] {
+            let before = CHECKED.get();
+            let password = Secret::new(if good { "sesame-open" } else { "sesame-shut" });
+            let entered = access.0.check_password(name, &password, "10.0.0.1".parse().unwrap());
+            assert_eq!((entered.is_ok(), CHECKED.get() - before), (good, 1), "{name:?}");
+        }
+    }
+}

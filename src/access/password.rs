@@ -80,6 +80,8 @@ impl Hash {
 
     /// Takes long on purpose: not for an async thread.
     pub fn is_of(&self, password: &Secret) -> bool {
+        #[cfg(test)]
+        CHECKED.with(|checked| checked.set(checked.get() + 1));
         let password = password.expose();
         match &self.0 {
             Kind::Argon2(hash) => is_argon2_of(hash.expose(), password).unwrap_or(false),
@@ -93,6 +95,12 @@ impl Hash {
         let (Kind::Argon2(hash) | Kind::Bcrypt(hash)) = &self.0;
         hash.expose()
     }
+}
+
+#[cfg(test)]
+thread_local! {
+    /// How many passwords this thread has held against a hash.
+    pub(super) static CHECKED: std::cell::Cell<u32> = const { std::cell::Cell::new(0) };
 }
 
 /// Memory that hashing is done with, and again: what is allocated and given back each time, 19 MiB in one piece, the C

@@ -5,6 +5,7 @@ import os
 
 from lib.clients import Skopeo
 from lib.harness import DIGESTS, expect, expect_equal, expect_in
+from lib.rogue import LAWFUL, NAMES, PLACES, Rogue
 from lib.sealock import Sealock
 from lib.upstreams import PASSWORD, USER, Certificates, Registry
 
@@ -55,9 +56,29 @@ def story(site):
         expect_equal(sealock.manifest(f"{HOST}/security-products/semgrep", "5").status, 502, "status")
     sealock.stop()
 
+    with site.step("an upstream that leads to hosts below, above and beside it, to another port or scheme: no password goes there"):
+        names = Certificates(site, "rogue", NAMES)
+        rogue = Rogue(names)
+        settings = SETTINGS.format(**{**right, "host": LAWFUL[1].partition(":")[0], "ca": names.ca,
+                                      "url": f"https://{LAWFUL[1]}"}) + '[log]\nlevel = "trace"\n'
+        sealock = Sealock(site, settings, "rogue", site.path("rogue-data"))
+        variables = [f"{scheme}_proxy={rogue.url}" for scheme in ("http", "https")]
+        sealock.start("--gate", "open", under=["env", *variables])
+        for number, place in enumerate(PLACES):
+            for rogue.redirect, rogue.realm in ((place, None), (None, place)):
+                reply = sealock.manifest(f"registry.corp.test/team/app{number}", "1")
+                expect(reply.status in (403, 404, 502), f"{place}: {reply.status} {reply.body}")
+        sealock.stop()
+        rogue.stop()
+        led = {(scheme, host) for scheme, host, _ in rogue.seen}
+        expect(len(led) > 3, f"it was led nowhere: {led}")
+        expect(any(credentials for *place, credentials in rogue.seen if tuple(place) == LAWFUL), "no password at all")
+        astray = [request for request in rogue.seen if request[2] and request[:2] != LAWFUL]
+        expect(not astray, f"credentials went astray: {astray}")
+
     with site.step("the password is in no log, no audit line, and nowhere else in the data folder"):
         basic = base64.b64encode(f"{USER}:{PASSWORD}".encode())
-        for folder in (sealock.data, site.path("logs")):
+        for folder in (site.path("data"), sealock.data, site.path("logs")):
             for root, _, names in os.walk(folder):
                 for name in names:
                     if not os.path.isfile(os.path.join(root, name)):

@@ -132,13 +132,14 @@ class Upstreams:
 
 
 class Certificates:
-    """An authority of our own and a certificate from it for 127.0.0.1, made by openssl."""
+    """An authority of our own and a certificate from it for 127.0.0.1, or for `names`, made by openssl."""
 
-    def __init__(self, site):
-        self.folder = site.make_folder("certs")
-        self.ca, self.certificate, self.key = (site.path("certs", name) for name in ("ca.crt", "server.crt", "server.key"))
-        ca_key, request = site.path("certs", "ca.key"), site.path("certs", "server.csr")
-        extensions = site.write("certs/extensions", "subjectAltName=IP:127.0.0.1,DNS:localhost\nbasicConstraints=CA:false\n")
+    def __init__(self, site, folder="certs", names=()):
+        self.folder = site.make_folder(folder)
+        self.ca, self.certificate, self.key = (site.path(folder, name) for name in ("ca.crt", "server.crt", "server.key"))
+        ca_key, request = site.path(folder, "ca.key"), site.path(folder, "server.csr")
+        names = ",".join(f"DNS:{name}" for name in names) or "IP:127.0.0.1,DNS:localhost"
+        extensions = site.write(f"{folder}/extensions", f"subjectAltName={names}\nbasicConstraints=CA:false\n")
         curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
         site.run("openssl", "req", "-x509", *curve, "-days", "2", "-subj", "/CN=sealock e2e authority",
                  "-addext", "keyUsage=critical,keyCertSign,cRLSign", "-keyout", ca_key, "-out", self.ca)

@@ -70,11 +70,11 @@ def story(site):
                 expect(reply.status in (403, 404, 502), f"{place}: {reply.status} {reply.body}")
         sealock.stop()
         rogue.stop()
+        astray = [request for request in rogue.seen if request[2] and request[:2] != LAWFUL]
+        expect(not astray, f"credentials went astray: {astray}")
         led = {(scheme, host) for scheme, host, _ in rogue.seen}
         expect(len(led) > 3, f"it was led nowhere: {led}")
         expect(any(credentials for *place, credentials in rogue.seen if tuple(place) == LAWFUL), "no password at all")
-        astray = [request for request in rogue.seen if request[2] and request[:2] != LAWFUL]
-        expect(not astray, f"credentials went astray: {astray}")
 
     with site.step("the password is in no log, no audit line, and nowhere else in the data folder"):
         basic = base64.b64encode(f"{USER}:{PASSWORD}".encode())

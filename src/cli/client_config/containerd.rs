@@ -15,7 +15,7 @@ pub(super) fn plan(site: &Site) -> Plan {
         plan.own(format!("{CONTAINERD_HOSTS}/{host}/hosts.toml"), &hosts_toml(site, host, ca_file));
     }
     let own = host_table(site, &["pull", "resolve", "push"], ca_file);
-    let own = format!("server = \"{}\"\n\n{own}", site.url());
+    let own = format!("{}\n{own}", last_resort(site, ca_file));
     plan.own(format!("{CONTAINERD_HOSTS}/{address}/hosts.toml"), &own);
     plan.merge("/etc/containerd/config.toml", Merge::ContainerdConfig);
     plan.step("systemctl restart containerd, if its config.toml changed; what is in certs.d counts at once");
@@ -31,11 +31,19 @@ pub(super) fn hosts_toml(site: &Site, host: &str, ca_file: Option<&str>) -> Stri
     let server = match site.fallback {
         true => format!("# Without `server`, what the proxy does not have is asked of {host} itself.\n"),
         false => {
-            format!("# The last resort is the proxy, too: nothing falls back to {host}.\nserver = \"{}\"\n", site.url())
+            let server = last_resort(site, ca_file);
+            format!("# The last resort is the proxy, too: nothing falls back to {host}.\n{server}")
         }
     };
     // Without `resolve`, tags would be looked up past the proxy.
     format!("{server}\n{}", host_table(site, &["pull", "resolve"], ca_file))
+}
+
+/// It is asked for what the host's table has no capability for, such as referrers, and after a refusal: without the
+/// authority, a tag that is not there would end as a certificate that is not trusted.
+fn last_resort(site: &Site, ca_file: Option<&str>) -> String {
+    let ca = ca_file.map(|path| format!("ca = \"{path}\"\n")).unwrap_or_default();
+    format!("server = \"{}\"\n{ca}", site.url())
 }
 
 fn host_table(site: &Site, capabilities: &[&str], ca_file: Option<&str>) -> String {

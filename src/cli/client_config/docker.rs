@@ -5,7 +5,8 @@ use super::merge::Merge;
 use super::plan::Plan;
 use super::site::{HUB, Site};
 
-/// `containerd_store`: dockerd keeps its images in containerd's store, and so reads `hosts.toml`, too.
+/// `containerd_store`: dockerd keeps its images in containerd's store, and so reads `hosts.toml`, too. It does so for
+/// Docker Hub as well: with a mirror alone, it looks for the mirror's authority among Docker Hub's.
 pub(super) fn plan(site: &Site, containerd_store: bool) -> Plan {
     let (mut plan, address) = (Plan::default(), &site.address);
     let ca_file = format!("/etc/docker/certs.d/{address}/ca.crt");
@@ -20,7 +21,7 @@ pub(super) fn plan(site: &Site, containerd_store: bool) -> Plan {
     }
     let others = site.hosts.iter().filter(|host| *host != HUB);
     if containerd_store {
-        for host in others {
+        for host in &site.hosts {
             let authority = site.authority.as_ref().map(|_| ca_file.as_str());
             plan.own(format!("/etc/docker/certs.d/{host}/hosts.toml"), &hosts_toml(site, host, authority));
         }
@@ -32,7 +33,12 @@ pub(super) fn plan(site: &Site, containerd_store: bool) -> Plan {
     }
     if let Some(user) = &site.user {
         plan.step(format!("docker login -u {user} {address}"));
-        if site.has(HUB) {
+        if containerd_store {
+            plan.warn(format!(
+                "dockerd asks for other registries' names without the login: they must be open to anonymous pulls, or \
+                 be pulled as {address}/HOST/NAME"
+            ));
+        } else if site.has(HUB) {
             plan.warn("dockerd asks a mirror without the login: Docker Hub's names must be open to anonymous pulls");
         }
     }
@@ -46,10 +52,11 @@ fn mirror_notes(site: &Site, plan: &mut Plan, containerd_store: bool) {
              here: add [route.\"**\"] with Docker Hub's upstream, or pull the full name",
         );
     }
-    plan.warn(
-        "dockerd goes on to Docker Hub when its mirror has no answer, and says nothing; \
-         `sealock client-config docker --check` tells",
-    );
+    let which = if containerd_store && !site.fallback { "dockerd before version 29" } else { "dockerd" };
+    plan.warn(format!(
+        "{which} goes on to Docker Hub when its mirror has no answer, and says nothing; \
+         `sealock client-config docker --check` tells"
+    ));
     if let Some(name) = site.reference(HUB, "library/alpine") {
         plan.step(format!("docker pull alpine:3, or surely through here: docker pull {name}:3"));
     }

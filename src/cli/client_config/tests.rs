@@ -6,7 +6,7 @@ use crate::config::Settings;
 
 const PEM: &str = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n";
 
-fn site(https: bool) -> Site {
+pub(super) fn site(https: bool) -> Site {
     let settings = Settings::load(&[], []).unwrap();
     let mut hosts: Vec<String> = settings.upstream.values().map(|upstream| upstream.host.clone()).collect();
     hosts.sort();
@@ -58,6 +58,33 @@ fn nothing_falls_back_to_the_internet_unless_that_is_asked_for() {
         )
     );
     assert!(!plan_of(Kind::K3s, &asked, false).text().contains("disable-default-registry-endpoint"));
+}
+
+#[test]
+fn whatever_leads_here_from_hosts_toml_has_the_authority() {
+    // containerd asks the top level's `server` for what the host's table has no capability for, and after each refusal.
+    for kind in [Kind::Docker, Kind::Containerd] {
+        let mut seen = 0;
+        for file in plan_of(kind, &site(true), true).files.iter().filter(|file| file.path.ends_with("/hosts.toml")) {
+            let toml: toml_edit::DocumentMut = file.content.fresh().parse().unwrap();
+            let host = &toml["host"]["https://registry.site.internal:5000"];
+            let authority =
+                host["ca"].as_str().filter(|path| path.ends_with("/certs.d/registry.site.internal:5000/ca.crt"));
+            assert!(authority.is_some() && authority == toml["ca"].as_str(), "{}: {toml}", file.path);
+            seen += 1;
+        }
+        assert!(seen >= 5, "{kind:?}: {seen}");
+    }
+}
+
+#[test]
+fn docker_with_containerds_store_has_hosts_toml_for_docker_hub_too() {
+    // It looks for the authority of a mirror in the folder of docker.io.
+    let paths: Vec<_> = plan_of(Kind::Docker, &site(true), true).files.into_iter().map(|file| file.path).collect();
+    assert!(paths.iter().any(|path| path == "/etc/docker/certs.d/docker.io/hosts.toml"), "{paths:?}");
+    let text = plan_of(Kind::Docker, &site(true), true).text();
+    assert!(text.contains("other registries' names without the login"), "{text}");
+    assert!(text.contains("dockerd before version 29 goes on to Docker Hub"), "{text}");
 }
 
 #[test]

@@ -77,16 +77,24 @@ impl WithPassword {
             })?;
             return read(file).map_err(failed);
         }
-        if !io::stdin().is_terminal() {
-            return read(io::stdin()).map_err(failed);
-        }
-        let ask = |prompt: &str| prompted(prompt).map(Secret::new).map_err(failed);
-        let password = ask(&format!("Password for {}: ", self.name))?;
-        if ask("Again: ")? != password {
+        let password = ask_password(&self.name)?;
+        if io::stdin().is_terminal() && ask("Again: ")? != password {
             return Err(Failure::found("the two passwords differ; nothing is changed".to_owned()));
         }
         Ok(password)
     }
+}
+
+/// The password of `name`: asked for at a terminal, otherwise the first line of standard input.
+pub(super) fn ask_password(name: &str) -> Result<Secret, Failure> {
+    if io::stdin().is_terminal() {
+        return ask(&format!("Password for {name}: "));
+    }
+    read(io::stdin()).map_err(|why| Failure::new(&why, None))
+}
+
+fn ask(prompt: &str) -> Result<Secret, Failure> {
+    prompted(prompt).map(Secret::new).map_err(|why| Failure::new(&why, None))
 }
 
 /// What is typed, without echo. Ctrl-C ends the process, with the terminal as it was.

@@ -178,6 +178,9 @@ pub struct TagLine {
     pub digest: String,
     /// Empty while the manifest is not kept.
     pub media_type: String,
+    /// What the manifest says it is, or else its config's media type; an index may say nothing.
+    #[serde(default)]
+    pub artifact_type: Option<String>,
     pub source: TagSource,
     pub complete: bool,
     /// The distinct kept content that the tag needs, manifests included.

@@ -1,9 +1,10 @@
 //! `sealock client-config`: what it prints, what it leaves alone, and whether a pull came through here.
 
 use std::fs;
+use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
@@ -104,7 +105,11 @@ fn what_cannot_be_right_is_told_with_what_to_write() {
 
 /// A stand-in for podman in a folder of its own, which is all that PATH then has.
 fn client_that(folder: &Path, script: &str) {
-    let path = folder.join("bin/podman");
+    stand_in(folder, "podman", script);
+}
+
+fn stand_in(folder: &Path, name: &str, script: &str) {
+    let path = folder.join("bin").join(name);
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     fs::write(&path, format!("#!/bin/bash\n{script}\n")).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
@@ -162,4 +167,74 @@ async fn a_pull_that_went_past_here_is_told_from_one_that_came_through() {
     // Another name's requests prove nothing.
     client_that(folder.path(), &asking(site.address, "/v2/far.test/team/app/manifests/1"));
     assert!(words(&check(&["--image", "far.test/team/other:1"]).await).contains("not through here"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_login_that_is_checked_goes_to_the_proxy_alone_and_into_no_argument() {
+    // Invariant 12
+    let site = Sealock::setup().start().await;
+    let (folder, data) = (tempfile::tempdir().unwrap(), site.data());
+    let hosts = folder.path().join("root/etc/containerd/certs.d/ghcr.io");
+    fs::create_dir_all(&hosts).unwrap();
+    let ours = "[host.\"https://proxy.test:5000\"]\n  capabilities = [\"pull\"]\n";
+    let told = "for word in \"$@\"; do echo \"told $word\"; [[ $last == --hosts-dir ]] && from=$word; last=$word; done\n\
+                while IFS= read -r line; do echo \"line $line\"; done <\"$from/ghcr.io/hosts.toml\"\nexit 1";
+    stand_in(folder.path(), "ctr", told);
+    stand_in(
+        folder.path(),
+        "crictl",
+        "for word in \"$@\"; do echo \"told $word\"; done; echo \"knows $CRICTL_CREDS\"; exit 1",
+    );
+    let check = async |more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sealock"));
+        command.current_dir(folder.path()).env_clear().env("PATH", folder.path().join("bin"));
+        command.arg("--data").arg(&data).arg("client-config").args(more);
+        command.args(["--check", "--address", "proxy.test:5000", "--scheme", "https", "--image", "ghcr.io/team/app:1"]);
+        command.args(["--user", "ci"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        child.stdin.take().unwrap().write_all(b"ebb: 1\n").unwrap();
+        // The server runs in this process: it must not wait for the command.
+        words(&tokio::task::spawn_blocking(move || child.wait_with_output().unwrap()).await.unwrap())
+    };
+    // `ci:ebb: 1`
+    let basic = "\"Basic Y2k6ZWJiOiAx\"";
+    for (server, logins) in [("https://proxy.test:5000", 2), ("https://ghcr.io", 1)] {
+        fs::write(hosts.join("hosts.toml"), format!("server = \"{server}\"\n{ours}")).unwrap();
+        let said = check(&["containerd", "--root", "root"]).await;
+        assert_eq!(said.matches(basic).count(), logins, "{said}");
+        assert!(said.contains("told ghcr.io/team/app:1") && !said.contains("ebb"), "{said}");
+    }
+    for kind in ["containerd", "cri-o"] {
+        let said = check(&[kind]).await;
+        assert!(said.contains("knows ci:ebb: 1"), "{said}");
+        assert_eq!(said.matches("ebb").count(), 1, "{said}");
+    }
+    let said = check(&["containerd", "--root", "elsewhere"]).await;
+    assert!(said.contains("told elsewhere/etc/containerd/certs.d") && !said.contains("ebb"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_that_fails_is_told_with_what_to_do() {
+    // Invariant 20
+    let site = Sealock::setup().start().await;
+    let (folder, data) = (tempfile::tempdir().unwrap(), site.data());
+    let untrusted =
+        |host| format!("echo 'Get \"https://{host}/v2/\": x509: certificate signed by unknown authority'; exit 1");
+    let cases = [
+        (asking(site.address, "/v2/far.test/team/app/manifests/1"), "it is not kept under this name"),
+        (asking(site.address, "/v2/far.test/team/app/tags/list"), "it is not kept under this name"),
+        (untrusted("proxy.test:5000"), "does not trust the certificate of proxy.test:5000"),
+        (untrusted("registry-1.docker.io"), "it did not even ask"),
+        ("exit 1".to_owned(), "it did not even ask"),
+    ];
+    for (script, expected) in cases {
+        client_that(folder.path(), &script);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sealock"));
+        command.current_dir(folder.path()).env_clear().env("PATH", folder.path().join("bin"));
+        command.arg("--data").arg(&data).args(["client-config", "podman", "--check", "--image", "far.test/team/app:1"]);
+        command.args(["--address", "proxy.test:5000"]);
+        let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        assert!(words(&output).contains(expected), "{expected}: {}", words(&output));
+    }
 }

@@ -1,19 +1,25 @@
 //! `--check`: pulls with the installed client, and says whether the server was asked. A mirror that does not work is
 //! passed over in silence, so that a pull that succeeds proves nothing.
 
+use std::io;
 use std::net::{IpAddr, UdpSocket};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
 use tokio::process::Command;
+use toml_edit::{DocumentMut, Item, value};
 
-use super::site::{HUB, Site};
-use super::{Failure, Kind, artifacts, print, wrong};
+use super::choose::choose;
+use super::merge::CONTAINERD_HOSTS;
+use super::site::Site;
+use super::{Failure, Kind, artifacts, print, trivy, wrong};
+use crate::secret::Secret;
 use crate::server::Seen;
 use crate::server::admin::AdminClient;
-use crate::store::TagLine;
 
 /// Longest time that a client may take.
 const PULL_TIMEOUT: Duration = Duration::from_secs(600);
@@ -35,24 +41,29 @@ struct Verdict {
     words: String,
 }
 
-pub(super) fn run(
-    kind: Kind,
-    site: &Site,
-    ca_file: Option<&Path>,
-    root: &Path,
-    image: Option<&str>,
-    client: AdminClient,
-    as_json: bool,
-) -> Result<(), Failure> {
+/// What is to be tried.
+pub(super) struct Check<'a> {
+    pub(super) kind: Kind,
+    pub(super) site: &'a Site,
+    pub(super) containerd_store: bool,
+    /// The authority, for those that are told of it by a flag, where nothing is in place below `root`.
+    pub(super) ca_file: Option<&'a Path>,
+    pub(super) root: &'a Path,
+    pub(super) image: Option<&'a str>,
+    /// For those that keep no login of their own.
+    pub(super) password: Option<Secret>,
+}
+
+pub(super) fn run(check: &Check, client: AdminClient, as_json: bool) -> Result<(), Failure> {
     let verdict = super::super::block_on(async {
-        let image = match image {
+        let image = match check.image {
             Some(image) => image.to_owned(),
-            None => choose(kind, site, &client.list(None).await?)?,
+            None => choose(check.kind, check.containerd_store, check.site, &client.list(None).await?)?,
         };
         let folder = tempfile::tempdir().map_err(|why| Failure::new(&why, None))?;
         let watch = client.watch(watched(&image)).await?;
         let mut tried = Vec::new();
-        for candidate in commands(kind, site, ca_file, root, folder.path(), &image) {
+        for candidate in check.commands(folder.path(), &image)? {
             let shown = shown(&candidate);
             let mut command = Command::from(candidate);
             let running = command.kill_on_drop(true).stdin(std::process::Stdio::null()).output();
@@ -70,7 +81,7 @@ pub(super) fn run(
         let hint = "install it, or run this on a client's machine that also runs the server";
         Err(wrong(format!("there is no {} here", tried.join(", nor ")), hint))
     })?;
-    tell(&verdict, as_json)
+    tell(check, &verdict, as_json)
 }
 
 /// The part of a reference that every way of asking for it has in common: its repository's last component.
@@ -95,7 +106,7 @@ fn is_of_this_machine(address: IpAddr) -> bool {
     UdpSocket::bind((address, 0)).is_ok()
 }
 
-fn tell(verdict: &Verdict, as_json: bool) -> Result<(), Failure> {
+fn tell(check: &Check, verdict: &Verdict, as_json: bool) -> Result<(), Failure> {
     let Verdict { image, command, pulled, through_here, seen, words } = verdict;
     if as_json {
         print::json(verdict)?;
@@ -118,117 +129,168 @@ fn tell(verdict: &Verdict, as_json: bool) -> Result<(), Failure> {
             hint: Some("the client passed its mirror over: put in place what `sealock client-config` prints for it, and restart it".to_owned()),
             ..Failure::found(format!("{image} was pulled, but not through here"))
         }),
-        (false, _) if seen.is_empty() => Err(Failure {
-            hint: Some("it did not even ask: look at its words above for the address and the certificate".to_owned()),
-            ..Failure::found(format!("{image} was not pulled, and the server was not asked for it"))
-        }),
-        (false, _) => Err(Failure {
-            hint: Some("the server was asked: its log has the reason, and `sealock ls` what is kept".to_owned()),
-            ..Failure::found(format!("{image} was not pulled"))
-        }),
+        (false, _) => {
+            let unasked = if seen.is_empty() { ", and the server was not asked for it" } else { "" };
+            Err(Failure {
+                hint: Some(advice(check, verdict)),
+                ..Failure::found(format!("{image} was not pulled{unasked}"))
+            })
+        }
     }
 }
 
-/// Something small that is kept whole, by the name that this kind of client would use without knowing of the proxy, if
-/// it has a way to.
-fn choose(kind: Kind, site: &Site, kept: &[TagLine]) -> Result<String, Failure> {
-    let is_database = |line: &TagLine| line.repository.contains("/trivy-");
-    let is_image = |line: &&TagLine| !is_database(line) && !line.tag.starts_with("sha256-");
-    let upstream = |line: &TagLine| {
-        line.repository.split_once('/').filter(|(host, _)| site.has(host)).map(|(host, _)| host.to_owned())
-    };
-    let complete = kept.iter().filter(|line| line.complete);
-    let found: Option<&TagLine> = match kind {
-        Kind::Trivy => {
-            complete.filter(|line| line.repository.ends_with("/trivy-db")).min_by_key(|line| line.size_bytes)
+/// What to do about a pull that failed, by the server's last answer, for a manifest if it came to that.
+fn advice(check: &Check, verdict: &Verdict) -> String {
+    let address = &check.site.address;
+    let kind = check.kind.name();
+    // All of them are Go programs, which word it so.
+    if verdict.words.lines().any(|line| line.contains("x509:") && line.contains(address)) {
+        return format!(
+            "the client does not trust the certificate of {address}: put in place what `sealock client-config {kind}` prints"
+        );
+    }
+    let manifest = verdict.seen.iter().rfind(|seen| seen.path.contains("/manifests/"));
+    let is_by_our_name = verdict.image.trim_start_matches("oci://").starts_with(&format!("{address}/"));
+    match manifest.or(verdict.seen.last()).map(|seen| seen.status) {
+        None => "it did not even ask: look at its words above for the address and the certificate".to_owned(),
+        Some(401) if check.kind.is_told_the_login() => match &check.site.user {
+            Some(user) => format!("it was not let in as `{user}`: try the password again"),
+            None => "it was not logged in: say who pulls with --user, or open the name to anonymous pulls".to_owned(),
+        },
+        Some(401) if check.kind == Kind::Docker && !is_by_our_name => format!(
+            "dockerd asks for other registries' names without a login: open this one to anonymous pulls, or pull it as {address}/HOST/NAME"
+        ),
+        Some(401) => format!(
+            "it was not logged in, or not with a good password: `sealock client-config {kind} --user NAME` prints how to"
+        ),
+        Some(403) => {
+            "no access rule lets this login pull it: `sealock access explain` shows the rules at work".to_owned()
         }
-        Kind::Helm => None,
-        Kind::Oras => complete.min_by_key(|line| line.size_bytes),
-        Kind::Gitlab => {
-            let ours = |line: &&TagLine| line.repository.starts_with("registry.gitlab.com/");
-            complete.filter(is_image).filter(ours).min_by_key(|line| line.size_bytes)
+        Some(404) => {
+            "it is not kept under this name: `sealock ls` shows what is, and the server's log why it was not fetched"
+                .to_owned()
         }
-        // Those that can be pulled past us prove more.
-        Kind::Docker => {
-            complete.filter(is_image).min_by_key(|line| (upstream(line).as_deref() != Some(HUB), line.size_bytes))
+        Some(200..300) => {
+            "the server answered for its manifest: what failed then is in the client's words above".to_owned()
         }
-        Kind::Containerd | Kind::Podman | Kind::CriO | Kind::K3s => {
-            complete.filter(is_image).min_by_key(|line| (upstream(line).is_none(), line.size_bytes))
-        }
-    };
-    let found = found.ok_or_else(|| {
-        wrong("nothing is kept that this client could pull".to_owned(), "name something with --image")
-    })?;
-    let host = upstream(found);
-    let remapped = match kind {
-        Kind::Docker => host.as_deref() == Some(HUB),
-        Kind::Containerd | Kind::Podman | Kind::CriO | Kind::K3s => host.is_some(),
-        Kind::Gitlab | Kind::Trivy | Kind::Oras | Kind::Helm => false,
-    };
-    Ok(match remapped {
-        true => format!("{}:{}", found.repository, found.tag),
-        false => format!("{}/{}:{}", site.address, found.repository, found.tag),
-    })
+        Some(_) => "the server was asked: its log has the reason".to_owned(),
+    }
 }
 
-/// What would pull it, the best first; the first that is installed is run.
-fn commands(
-    kind: Kind,
-    site: &Site,
-    ca_file: Option<&Path>,
-    root: &Path,
-    folder: &Path,
-    image: &str,
-) -> Vec<std::process::Command> {
-    let (folder, ca) = (folder.display().to_string(), ca_file.map(|path| path.display().to_string()));
-    let command = |program: &str, arguments: &[&str]| {
-        let mut command = std::process::Command::new(program);
-        command.args(arguments);
-        command
-    };
-    let trust = site.trust_flag(ca.as_deref().unwrap_or(artifacts::CA_FILE));
-    let mut with_trust: Vec<&str> = trust.split_whitespace().collect();
-    match kind {
-        Kind::Docker | Kind::Gitlab => vec![command("docker", &["pull", image])],
-        Kind::Containerd => {
-            let hosts = root.join("etc/containerd/certs.d").display().to_string();
-            vec![command("ctr", &["images", "pull", "--hosts-dir", &hosts, image])]
-        }
-        Kind::Podman => vec![
-            command("podman", &["pull", image]),
-            command("buildah", &["pull", image]),
-            command("skopeo", &["copy", &format!("docker://{image}"), &format!("dir:{folder}/image")]),
-        ],
-        Kind::CriO => vec![command("crictl", &["pull", image])],
-        Kind::K3s => vec![command("k3s", &["crictl", "pull", image])],
-        Kind::Trivy => {
-            let mut trivy =
-                command("trivy", &["image", "--download-db-only", "--cache-dir", &folder, "--db-repository", image]);
-            if !site.https {
-                trivy.arg("--insecure");
+impl Check<'_> {
+    /// What would pull it, the best first; the first that is installed is run.
+    fn commands(&self, folder: &Path, image: &str) -> Result<Vec<std::process::Command>, Failure> {
+        let out = folder.display().to_string();
+        Ok(match self.kind {
+            Kind::Docker | Kind::Gitlab => vec![command("docker", &["pull", image])],
+            Kind::Containerd => self.containerd(folder, image)?,
+            Kind::Podman => vec![
+                command("podman", &["pull", image]),
+                // By itself it does not ask for what it has.
+                command("buildah", &["pull", "--policy=always", image]),
+                command("skopeo", &["copy", &format!("docker://{image}"), &format!("dir:{out}/image")]),
+            ],
+            Kind::CriO => vec![self.crictl("crictl", &["pull", image])],
+            Kind::K3s => vec![self.crictl("k3s", &["crictl", "pull", image])],
+            Kind::Trivy => {
+                let mut trivy =
+                    command("trivy", &["image", "--download-db-only", "--cache-dir", &out, "--db-repository", image]);
+                if !self.site.https {
+                    trivy.arg("--insecure");
+                }
+                trivy.envs(self.authority(trivy::CA_FILE).map(|path| ("SSL_CERT_FILE", path)));
+                vec![trivy]
             }
-            trivy.envs(ca.map(|path| ("SSL_CERT_FILE", path)));
-            vec![trivy]
-        }
-        Kind::Oras => {
-            let mut arguments = vec!["pull", "-o", folder.as_str()];
-            arguments.append(&mut with_trust);
-            arguments.push(image);
-            vec![command("oras", &arguments)]
-        }
-        Kind::Helm => {
-            let chart = image.trim_start_matches("oci://");
-            let (name, version) = match chart.rsplit_once(':').filter(|(_, tag)| !tag.contains('/')) {
-                Some((name, version)) => (format!("oci://{name}"), Some(version)),
-                None => (format!("oci://{chart}"), None),
-            };
-            let mut arguments = vec!["pull", "-d", folder.as_str()];
-            arguments.append(&mut with_trust);
-            arguments.push(&name);
-            arguments.extend(version.into_iter().flat_map(|version| ["--version", version]));
-            vec![command("helm", &arguments)]
-        }
+            Kind::Oras => {
+                let mut oras = command("oras", &["pull", "-o", &out]);
+                oras.args(self.trust()).arg(image);
+                vec![oras]
+            }
+            Kind::Helm => {
+                let chart = image.trim_start_matches("oci://");
+                let (name, version) = match chart.rsplit_once(':').filter(|(_, tag)| !tag.contains('/')) {
+                    Some((name, version)) => (format!("oci://{name}"), Some(version)),
+                    None => (format!("oci://{chart}"), None),
+                };
+                let mut helm = command("helm", &["pull", "-d", &out]);
+                helm.args(self.trust()).arg(&name).args(version.into_iter().flat_map(|version| ["--version", version]));
+                vec![helm]
+            }
+        })
     }
+
+    /// The kubelet's way goes through containerd's own settings, and knows no other root.
+    fn containerd(&self, folder: &Path, image: &str) -> Result<Vec<std::process::Command>, Failure> {
+        let mut hosts = self.below_root(CONTAINERD_HOSTS);
+        if let Some(login) = self.login() {
+            let failed =
+                |why: io::Error| Failure::new(&why, Some(format!("the login goes into a copy of {}", hosts.display())));
+            hosts = hosts_with_login(self.site, &hosts, folder, image, &login).map_err(failed)?;
+        }
+        let ctr = command("ctr", &["images", "pull", "--hosts-dir", &hosts.display().to_string(), image]);
+        Ok(match self.root == Path::new("/") {
+            true => vec![self.crictl("crictl", &["pull", image]), ctr],
+            false => vec![ctr],
+        })
+    }
+
+    fn crictl(&self, program: &str, arguments: &[&str]) -> std::process::Command {
+        let mut crictl = command(program, arguments);
+        // Arguments can be read by everybody on the machine, these cannot.
+        crictl.envs(self.login().map(|login| ("CRICTL_CREDS", login)));
+        crictl
+    }
+
+    /// `name:password`.
+    fn login(&self) -> Option<String> {
+        Some(format!("{}:{}", self.site.user.as_ref()?, self.password.as_ref()?.expose()))
+    }
+
+    /// What is in place is tried before what would be put there.
+    fn authority(&self, in_place: &str) -> Option<PathBuf> {
+        let in_place = Some(self.below_root(in_place)).filter(|path| path.exists());
+        self.ca_file.map(|given| in_place.unwrap_or_else(|| given.to_owned()))
+    }
+
+    fn trust(&self) -> Vec<String> {
+        let authority = self.authority(artifacts::CA_FILE).unwrap_or_default();
+        let flag = self.site.trust_flag("FILE");
+        flag.split_whitespace()
+            .map(|word| if word == "FILE" { authority.display().to_string() } else { word.to_owned() })
+            .collect()
+    }
+
+    fn below_root(&self, path: &str) -> PathBuf {
+        self.root.join(path.trim_start_matches('/'))
+    }
+}
+
+fn command(program: &str, arguments: &[&str]) -> std::process::Command {
+    let mut command = std::process::Command::new(program);
+    command.args(arguments);
+    command
+}
+
+/// A copy, below `folder`, of the `hosts.toml` for this image, with a login for us: `ctr` takes passwords as arguments
+/// only, which everybody on the machine can read. Where there is none, nothing leads here, and nothing is to log in.
+fn hosts_with_login(site: &Site, hosts: &Path, folder: &Path, image: &str, login: &str) -> io::Result<PathBuf> {
+    let place = Path::new(image.split('/').next().unwrap_or(image)).join("hosts.toml");
+    let text = match std::fs::read_to_string(hosts.join(&place)) {
+        Err(why) if why.kind() == io::ErrorKind::NotFound => return Ok(hosts.to_owned()),
+        read => read?,
+    };
+    let mut document: DocumentMut = text.parse().map_err(io::Error::other)?;
+    let (url, basic) = (site.url(), format!("Basic {}", STANDARD.encode(login)));
+    if document.get("server").and_then(Item::as_str) == Some(&url) {
+        document["header"]["authorization"] = value(&basic);
+    }
+    if let Some(host) = document.get_mut("host").and_then(|hosts| hosts.get_mut(&url)) {
+        host["header"]["authorization"] = value(&basic);
+    }
+    let copy = folder.join("certs.d");
+    std::fs::create_dir_all(copy.join(&place).parent().unwrap_or(&copy))?;
+    std::fs::write(copy.join(&place), document.to_string())?;
+    Ok(copy)
 }
 
 fn shown(command: &std::process::Command) -> String {

@@ -7,6 +7,7 @@
 
 mod artifacts;
 mod check;
+mod choose;
 mod containerd;
 mod docker;
 mod gitlab;
@@ -28,6 +29,7 @@ use serde_json::json;
 use self::plan::Plan;
 use self::site::Site;
 use self::write::{Leave, Outcome};
+use super::user::ask_password;
 use super::{Common, Failure, print};
 use crate::config::Settings;
 use crate::tls::{self, Facts, Folder};
@@ -51,6 +53,9 @@ pub struct ClientConfig {
     #[arg(long, value_enum)]
     scheme: Option<Scheme>,
     /// Who logs in; only the command is printed, never a password
+    ///
+    /// With --check, containerd, CRI-O and k3s pull as them: the password is asked for, or is the first line of standard
+    /// input. All others have a login of their own, or none.
     #[arg(long, value_name = "NAME")]
     user: Option<String>,
     /// Let clients go on to the internet for what is not here
@@ -103,6 +108,17 @@ enum Scheme {
     Https,
 }
 
+impl Kind {
+    fn name(self) -> String {
+        self.to_possible_value().map(|kind| kind.get_name().to_owned()).unwrap_or_default()
+    }
+
+    /// Whether it keeps no login, but is told it with each pull.
+    fn is_told_the_login(self) -> bool {
+        matches!(self, Self::Containerd | Self::CriO | Self::K3s)
+    }
+}
+
 /// Whether clients speak TLS, and the file with the authority that they must be told to trust.
 struct Trust {
     https: bool,
@@ -115,16 +131,18 @@ impl ClientConfig {
         let trust = trust(&settings, &self);
         let site = self.site(&settings, &trust)?;
         if self.check {
-            let image = self.image.as_deref();
-            return check::run(
-                self.kind,
-                &site,
-                trust.ca_file.as_deref(),
-                &self.root,
-                image,
-                common.client()?,
-                self.json,
-            );
+            let client = common.client()?;
+            let user = self.user.as_deref().filter(|_| self.kind.is_told_the_login());
+            let check = check::Check {
+                kind: self.kind,
+                site: &site,
+                containerd_store: self.containerd_store,
+                ca_file: trust.ca_file.as_deref(),
+                root: &self.root,
+                image: self.image.as_deref(),
+                password: user.map(ask_password).transpose()?,
+            };
+            return check::run(&check, client, self.json);
         }
         let mut plan = plan_of(self.kind, &site, self.containerd_store);
         if site.address.starts_with("127.")
@@ -165,8 +183,8 @@ impl ClientConfig {
 
     fn apply(&self, plan: &Plan) -> Result<(), Failure> {
         if plan.files.is_empty() {
-            let kind = self.kind.to_possible_value().map(|kind| kind.get_name().to_owned()).unwrap_or_default();
-            return Err(wrong(format!("{kind} needs no file here"), "without --write, what it needs is printed"));
+            let why = format!("{} needs no file here", self.kind.name());
+            return Err(wrong(why, "without --write, what it needs is printed"));
         }
         let leave = Leave { dry_run: self.dry_run, force: self.force };
         let lines = write::apply(&self.root, plan, leave);

@@ -4,7 +4,7 @@ use super::plan::Plan;
 use super::site::{HUB, Site};
 
 const FILE: &str = "/etc/trivy/trivy.yaml";
-const CA_FILE: &str = "/etc/trivy/sealock-ca.crt";
+pub(super) const CA_FILE: &str = "/etc/trivy/sealock-ca.crt";
 
 /// Trivy's artifacts: flag, variable, name, tag.
 const ARTIFACTS: [(&str, &str, &str, &str); 3] = [

@@ -33,7 +33,7 @@ pub async fn list(
             SELECT reach.root, CAST(SUM(COALESCE(b.size, m.size, 0)) AS BIGINT) AS size
             FROM reach LEFT JOIN blob b ON b.digest = reach.digest LEFT JOIN manifest m ON m.digest = reach.digest
             GROUP BY reach.root)
-        SELECT line.*, m.media_type, weight.size,
+        SELECT line.*, m.media_type, m.artifact_type, weight.size,
             m.complete AND ",
         is_whole_in!("line.id", "line.digest"),
         " AS complete
@@ -57,6 +57,7 @@ fn line(row: &SqliteRow) -> Result<TagLine, StoreError> {
         tag: text("tag")?,
         digest: text("digest")?,
         media_type: media_type.unwrap_or_default(),
+        artifact_type: row.try_get("artifact_type").map_err(StoreError::catalog)?,
         source: tags::source(&text("source")?)?,
         complete: complete.unwrap_or(false),
         size_bytes: number(size.unwrap_or(0)),

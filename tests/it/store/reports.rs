@@ -21,13 +21,21 @@ async fn a_line_counts_each_piece_once_and_only_what_is_kept() {
     site.point(&repository("team/other"), "1", &both.digest).await;
     let local = Repository { origin: Origin::Local, name: "app".parse().unwrap() };
     site.point(&local, "1", &Digest::sha256(b"absent")).await;
+    site.point(&repository("team/z"), "1", &manifest.digest).await;
 
     let lines = site.store.list(None, None).await.unwrap();
     let names: Vec<String> = lines.iter().map(|line| format!("{}:{}", line.repository, line.tag)).collect();
-    assert_eq!(names, ["app:1", "far.test/team/app:1", "far.test/team/app:2", "far.test/team/other:1"]);
+    assert_eq!(
+        names,
+        ["app:1", "far.test/team/app:1", "far.test/team/app:2", "far.test/team/other:1", "far.test/team/z:1"]
+    );
     let line = &lines[1];
     assert_eq!(line.size_bytes, both.size() + manifest.size() + 6 + 5);
     assert_eq!((line.media_type.as_str(), line.complete), (MediaType::OCI_INDEX, false));
+    assert_eq!(
+        (line.artifact_type.as_deref(), lines[4].artifact_type.as_deref()),
+        (None, manifest.artifact_type.as_deref())
+    );
     assert_eq!((lines[2].size_bytes, lines[2].complete, lines[2].media_type.as_str()), (0, false, ""));
 
     let far = Origin::Upstream("far.test".into());

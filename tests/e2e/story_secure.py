@@ -1,26 +1,28 @@
 """Over TLS and with a login: each client pulls and pushes with what `sealock client-config` put in place, and nothing else.
 
-The clients live on a machine whose /etc has what was written for them, and that knows the registry by its name.
+The clients live on a machine whose /etc has what was written for them, and that knows the registry by its name. There,
+`sealock client-config KIND --check` tells for each whether a pull comes through here, and what is wrong if it does not.
 """
 
 import json
 import os
 import re
+import shutil
 import time
 from datetime import datetime
 
 from lib.clients import BIN, PYTHON, TRIVY, Podman, artifact, docker_classic, docker_current
-from lib.harness import DIGESTS, FIXTURES, expect, expect_equal, expect_in, sha256_of, wait_until
+from lib.harness import DIGESTS, FIXTURES, PATH, expect, expect_equal, expect_in, sha256_of, wait_until
 from lib.pushers import Buildah, Helm, docker_push
-from lib.sealock import Sealock
+from lib.sealock import BINARY, Sealock
 from lib.secure import Machine, SecureSealock
-from lib.upstreams import Upstreams
+from lib.upstreams import Registry, Upstreams
 
 # Two names of the registry, both in its certificate. Clients are told of the first alone.
 NAMES = ("registry.site.internal", "registry.other.internal")
 HOST, OTHER = (f"{name}:5000" for name in NAMES)
 UNTRUSTED = "certificate signed by unknown authority"
-KINDS = ("docker", "containerd", "podman", "trivy", "oras", "helm")
+KINDS = ("docker --containerd-store", "containerd", "podman", "trivy", "oras", "helm")
 SETTINGS = """
 [access.groups]
 ci = ["alice", "carol"]
@@ -39,11 +41,21 @@ to = ["user:alice"]
 repository = "trivy-db"
 verbs = ["pull"]
 to = ["anonymous"]
+
+# Docker's mirrors ask for Docker Hub's names without a host, and without a login.
+[route."library/**"]
+upstream = "hub"
+
+[[access.rule]]
+repository = "library/**"
+verbs = ["pull"]
+to = ["anonymous"]
 """
 # Trivy takes spaces and commas for the ends of passwords, so carol has none; any other client takes any letters.
 ALICE, CAROL = "spring tide: 4, 2 m!", "neap-tide:1m"
 IMAGE, DIGEST = "security-products/semgrep:5", DIGESTS["security-products/semgrep:5"]
 SECRETS = "security-products/secrets:6"
+ALPINE, ALPINE_LAYOUT = "docker.io/library/alpine:3", os.path.join(FIXTURES, "images", "alpine")
 # Where `client-config` puts the authority for those that have no place of their own.
 CA, TRIVY_CA = "/etc/sealock/client-ca.crt", "/etc/trivy/sealock-ca.crt"
 
@@ -53,7 +65,7 @@ def fill(site, data):
     upstreams = Upstreams(site).start()
     upstreams.registry.seed()
     sealock = Sealock(site, upstreams.settings(), "filling", data).start("--gate", "open")
-    for name in (IMAGE, SECRETS, "trivy-db:2"):
+    for name in (IMAGE, SECRETS, "trivy-db:2", ALPINE):
         site.run("skopeo", "copy", "--all", "--src-tls-verify=false", f"docker://{sealock.host}/{name}",
                  f"dir:{site.empty_folder('filled')}")
     sealock.close()
@@ -66,7 +78,77 @@ def log_out(site):
     site.write("home/.docker/config.json", '{"auths": {}}')
 
 
-def docker_story(site, docker, robot):
+class Check:
+    """`sealock client-config KIND --check`, run where the clients are."""
+
+    def __init__(self, site, sealock):
+        self.site, self.sealock = site, sealock
+        self.elsewhere = Registry(site, "elsewhere")
+
+    def command(self, kind, *options, programs=None, **environment):
+        """`programs` are the only ones that are installed."""
+        path = f"{BIN}:{self.site.environment['PATH']}"
+        if programs:
+            path = self.site.empty_folder("programs")
+            for program in programs:
+                os.symlink(shutil.which(program, path=PATH), os.path.join(path, os.path.basename(program)))
+        address = () if "--address" in options else ("--address", HOST)
+        words = [f"{name}={value}" for name, value in {"PATH": path, **environment}.items()]
+        return ["env", *words, BINARY, "-c", self.sealock.settings, "client-config", kind, "--check", *address, *options]
+
+    def passes(self, agent, kind, *options, image=None, typed="", **environment):
+        """It came through here, pulled by `agent`; its verdict is returned. Without `image` it chooses for itself."""
+        named = ("--image", image) if image else ()
+        verdict = json.loads(self.site.run(*self.command(kind, "--json", *named, *options, **environment), typed=typed))
+        expect_equal((verdict["pulled"], verdict["through_here"]), (True, True), "pulled, through here")
+        expect(any(seen["agent"].startswith(agent) for seen in verdict["seen"]), f"no {agent} in {verdict['seen']}")
+        expect_equal(verdict["image"], image or verdict["image"], "the image")
+        return verdict
+
+    def fails(self, words, *arguments, typed="", **options):
+        """It must say `words`; that it was pulled elsewhere, for one."""
+        done = self.site.try_run(*self.command(*arguments, **options), typed=typed)
+        expect_equal(done.returncode, 1, f"status of\n{done.stdout}{done.stderr}\n")
+        expect_in(words, done.stdout + done.stderr, "what it said")
+
+    def start_elsewhere(self):
+        """A registry that is not ours, on the clients' machine; its image is returned."""
+        self.elsewhere.start()
+        image = f"{self.elsewhere.host}/library/alpine:3"
+        self.site.run("skopeo", "copy", "--all", f"oci:{ALPINE_LAYOUT}", f"docker://{image}")
+        return image
+
+
+PAST, UNLOGGED, STRANGE = "was pulled, but not through here", "it was not logged in", "does not trust the certificate of"
+
+
+def docker_checks(check, docker, elsewhere):
+    """carol is logged in."""
+    site, host = docker.site, {"DOCKER_HOST": f"unix://{docker.socket}"}
+    with site.step(f"{docker.name}: --check as carol, by the registry's name, and of what scanners pull"):
+        check.passes("docker/", "docker", image=f"{HOST}/{IMAGE}", **host)
+        verdict = check.passes("docker/", "gitlab", **host)
+        expect_in(f"{HOST}/registry.gitlab.com/security-products/", verdict["image"], "what it chose")
+    with site.step(f"{docker.name}: --check tells what went past, what nobody may pull, and whom docker does not trust"):
+        check.fails(PAST, "docker", "--image", elsewhere, **host)
+        check.fails("no access rule lets this login pull it", "docker", "--image", f"{HOST}/team/nobody:1", **host)
+        check.fails("is not kept under this name", "docker", "--image", f"{HOST}/security-products/semgrep:99", **host)
+        check.fails(STRANGE, "docker", "--address", OTHER, "--image", f"{OTHER}/{IMAGE}", **host)
+    with site.step(f"{docker.name}: --check tells that nobody is logged in"):
+        log_out(site)
+        check.fails(UNLOGGED, "docker", "--image", f"{HOST}/{IMAGE}", **host)
+
+
+def hosts_toml_checks(check, docker):
+    """With containerd's store, other registries' names come here, too, but without a login."""
+    host = {"DOCKER_HOST": f"unix://{docker.socket}"}
+    with docker.site.step(f"{docker.name}: --check by Docker Hub's name, and by another that is not open to all"):
+        verdict = check.passes("docker/", "docker", "--containerd-store", image=ALPINE, **host)
+        expect(all("ns=docker.io" in seen["path"] for seen in verdict["seen"]), f"it did not say whose name it is: {verdict}")
+        check.fails("without a login", "docker", "--image", "docker.io/acme/nobody:1", **host)
+
+
+def docker_story(site, docker, robot, check, elsewhere, more=lambda *_: None):
     log_out(site)
     docker.empty()
     target = f"{HOST}/team/{docker.name}/semgrep:5"
@@ -88,6 +170,8 @@ def docker_story(site, docker, robot):
         expect_equal(docker.pull(f"{HOST}/{IMAGE}"), [DIGEST], "digest")
         site.run(*docker.command("tag", f"{HOST}/{IMAGE}", target))
         expect_in("no access rule allows it", site.run_fails(*docker.command("push", target)), "what it said")
+    docker_checks(check, docker, elsewhere)
+    more(check, docker)
     with site.step(f"{docker.name} logs in as alice, pushes, forgets it, and pulls it back"):
         log_in("alice", ALICE)
         digest = docker_push(docker, f"{HOST}/{IMAGE}", target)
@@ -107,7 +191,7 @@ def docker_story(site, docker, robot):
     docker.containerd.stop()
 
 
-def ctr(site, containerd):
+def ctr(site, containerd, check, elsewhere):
     hosts = ("--hosts-dir", "/etc/containerd/certs.d")
     command = (os.path.join(BIN, "ctr"), "--address", containerd.socket, "--namespace", "e2e", "images")
     target = f"{HOST}/team/ctr/semgrep:5"
@@ -122,10 +206,40 @@ def ctr(site, containerd):
         containerd.empty()
         site.run(*command, "pull", *hosts, "--all-platforms", "--user", f"alice:{ALICE}", target)
         expect_in(DIGEST, site.run(*command, "ls"), "`ctr images ls`")
+    for name, program in (("ctr 1.6", "/usr/bin/ctr"), ("ctr 2.4", os.path.join(BIN, "ctr"))):
+        told = {"programs": (program,), "CONTAINERD_ADDRESS": containerd.socket}
+        with site.step(f"{name}: --check with a login, which is in no argument, and without"):
+            verdict = check.passes("containerd/", "containerd", "--user", "alice", typed=ALICE, **told)
+            expect_in("registry.gitlab.com/security-products/", verdict["image"], "what it chose")
+            expect(ALICE not in json.dumps(verdict), "it tells the password")
+            check.passes("containerd/", "containerd", "--user", "carol", image=f"{HOST}/{IMAGE}", typed=CAROL, **told)
+            check.fails("it was not let in as `alice`", "containerd", "--user", "alice", typed="guess", **told)
+            check.fails(UNLOGGED, "containerd", **told)
+        with site.step(f"{name}: --check tells what went past, what is not kept, and whom it does not trust"):
+            check.fails(PAST, "containerd", "--image", elsewhere, **told)
+            missing = ("--image", "registry.gitlab.com/security-products/semgrep:99", "--user", "carol")
+            check.fails("is not kept under this name", "containerd", *missing, typed=CAROL, **told)
+            check.fails(STRANGE, "containerd", "--address", OTHER, "--image", f"{OTHER}/{IMAGE}", **told)
     containerd.stop()
 
 
-def containers(site):
+def containers_checks(site, check, elsewhere):
+    """alice is logged in."""
+    storage = f'[storage]\ndriver = "vfs"\ngraphroot = "{site.make_folder("check", "root")}"\nrunroot = "{site.make_folder("check", "run")}"\n'
+    storage = {"CONTAINERS_STORAGE_CONF": site.write("check-storage.conf", storage)}
+    nobody = os.path.dirname(site.write("nobody/config.json", '{"auths": {}}'))
+    for program, agent in (("podman", "containers/"), ("buildah", "Buildah/"), ("skopeo", "skopeo/")):
+        told = {"programs": (program,), **storage}
+        with site.step(f"{program}: --check as alice, by both names, and what went past or is not trusted"):
+            expect_in("registry.gitlab.com/", check.passes(agent, "podman", **told)["image"], "what it chose")
+            check.passes(agent, "podman", image=f"{HOST}/{IMAGE}", **told)
+            check.fails(PAST, "podman", "--image", elsewhere, **told)
+            check.fails(STRANGE, "podman", "--address", OTHER, "--image", f"{OTHER}/{IMAGE}", **told)
+            check.fails("is not kept under this name", "podman", "--image", f"{HOST}/security-products/semgrep:99", **told)
+            check.fails(UNLOGGED, "podman", **told, DOCKER_CONFIG=nobody)
+
+
+def containers(site, check, elsewhere):
     """podman, skopeo and buildah: one place for the authority, one file for the login."""
     podman, buildah = Podman(site), Buildah(site)
     log_out(site)
@@ -143,6 +257,8 @@ def containers(site):
         site.run(*podman.command("pull", "--quiet", target))
         with open(told) as file:
             expect_in(file.read().strip(), site.run(*podman.command("image", "inspect", target)), "what it has")
+    containers_checks(site, check, elsewhere)
+    with site.step("podman logs out, and pulls no more"):
         site.run(*podman.command("logout", HOST))
         site.run_fails(*podman.command("pull", "--quiet", target))
     with site.step("skopeo copies with a file of logins, and with a login in the command"):
@@ -214,7 +330,15 @@ def go_programs(site, sealock):
     log_out(site)
 
 
-def helm_story(site):
+def strangers(site):
+    """What a check is told to trust the registry by, where nothing is in place: another authority."""
+    folder = site.make_folder("strangers")
+    if not os.listdir(folder):
+        site.run(BINARY, "certs", "init", "--host", NAMES[0], "--folder", folder)
+    return "--root", site.empty_folder("nothing"), "--ca-file", os.path.join(folder, "ca.crt")
+
+
+def helm_story(site, check):
     helm, trust = Helm(site, HOST), ("--ca-file", CA)
     charts = f"oci://{HOST}/team/charts"
     with site.step("helm logs in, pushes a chart and pulls it back, and without the login does not"):
@@ -224,7 +348,11 @@ def helm_story(site):
         pull = ("pull", *trust, f"{charts}/tide", "--version", "1.2.3", "--destination", folder)
         helm.run(*pull)
         expect_equal(sha256_of(os.path.join(folder, "tide-1.2.3.tgz")), sha256_of(package), "the chart")
+    with site.step("helm: --check chooses the chart; without the login, or the authority, it says so"):
+        expect_equal(check.passes("Helm/", "helm")["image"], f"{HOST}/team/charts/tide:1.2.3", "what it chose")
+        check.fails(STRANGE, "helm", *strangers(site))
         helm.run("registry", "logout", HOST)
+        check.fails(UNLOGGED, "helm")
         site.run_fails(os.path.join(BIN, "helm"), *pull)
 
 
@@ -252,8 +380,12 @@ def oras(site):
         expect_equal(sha256_of(site.path("oras", "db.tar.gz")), artifact("trivy-db/db.tar.gz"), "the database")
 
 
-def trivy(site):
+def trivy(site, check):
     log_out(site)
+    with site.step("Trivy: --check pulls its database; without the authority, it says so"):
+        verdict = check.passes("trivy/", "trivy")
+        expect_equal(verdict["image"], f"{HOST}/ghcr.io/aquasecurity/trivy-db:2", "what it chose")
+        check.fails(STRANGE, "trivy", *strangers(site))
 
     def command(kind, *arguments):
         return TRIVY, kind, "--cache-dir", site.empty_folder("trivy"), "--format", "json", *arguments
@@ -314,7 +446,7 @@ def refusals(site, sealock, robot):
         expect(any(name.startswith("team/") for name in all_seen), f"alice's team is not there: {all_seen}")
         expect_equal(carols, {name for name in all_seen if not name.startswith("team/")}, "carol's")
         expect(any(name.endswith("security-products/semgrep") for name in carols), f"no analyzers: {carols}")
-        expect_equal((status, {name.rpartition("/")[2] for name in anyones}), (200, {"trivy-db"}), "anyone's")
+        expect_equal((status, {name.rpartition("/")[2] for name in anyones}), (200, {"trivy-db", "alpine"}), "anyone's")
     with site.step("a robot's token that has ended is 401"):
         short, ends_at = sealock.add_robot("short", "security-products/**", "pull", "2s")
         expect_equal(manifest(sealock, IMAGE, *as_user("short", short)).status, 200, "status before")
@@ -373,23 +505,33 @@ def story(site):
         sealock.add_user("carol", CAROL)
         robot, _ = sealock.add_robot("loader", "security-products/**", "pull,push")
         for kind in KINDS:
-            sealock.run("client-config", kind, "--write", "--root", machine.root, "--address", HOST)
+            sealock.run("client-config", *kind.split(), "--write", "--root", machine.root, "--address", HOST)
+        check = Check(site, sealock)
+        # podman and its kin must be told which registries have no TLS.
+        site.write("machine/etc/containers/registries.conf.d/60-elsewhere.conf",
+                   f'[[registry]]\nlocation = "{check.elsewhere.host}"\ninsecure = true\n')
+        with open(site.path("machine/etc/docker/daemon.json")) as file:
+            mirrors = [f"--registry-mirror={mirror}" for mirror in json.load(file)["registry-mirrors"]]
     machine.start()
     sealock.start("--listen", f"{machine.ADDRESS}:5000")
     sealock.url = f"https://{HOST}"
-    docker_story(site, docker_classic(site), robot)
-    containerd = docker_current(site).containerd
-    containerd.start()
-    ctr(site, containerd)
-    containers(site)
+    elsewhere = check.start_elsewhere()
+    classic, current = docker_classic(site), docker_current(site)
+    # Debian's dockerd looks up Docker Hub's address though its mirror has all: story_clients has it with a mirror.
+    current.options += tuple(mirrors)
+    docker_story(site, classic, robot, check, elsewhere)
+    current.containerd.start()
+    ctr(site, current.containerd, check, elsewhere)
+    containers(site, check, elsewhere)
     go_programs(site, sealock)
-    helm_story(site)
+    helm_story(site, check)
     oras(site)
-    trivy(site)
-    docker_story(site, docker_current(site), robot)
+    trivy(site, check)
+    docker_story(site, current, robot, check, elsewhere, hosts_toml_checks)
     refusals(site, sealock, robot)
     rotation(site, sealock)
     with site.step("zero packets left: nothing was sent outside, by sealock or by any client"):
         machine.witness.expect_silence()
-    with site.step("sealock stops in order"):
+    with site.step("sealock stops in order, and --check says that none runs"):
         sealock.stop()
+        check.fails("no sealock serves", "trivy")

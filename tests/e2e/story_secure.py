@@ -10,6 +10,7 @@ import re
 import shutil
 import time
 from datetime import datetime
+from types import SimpleNamespace
 
 from lib.clients import BIN, PYTHON, TRIVY, Podman, artifact, docker_classic, docker_current
 from lib.harness import DIGESTS, FIXTURES, PATH, expect, expect_equal, expect_in, sha256_of, wait_until
@@ -18,11 +19,16 @@ from lib.sealock import BINARY, Sealock
 from lib.secure import Machine, SecureSealock
 from lib.upstreams import Registry, Upstreams
 
-# Two names of the registry, both in its certificate. Clients are told of the first alone.
-NAMES = ("registry.site.internal", "registry.other.internal")
-HOST, OTHER = (f"{name}:5000" for name in NAMES)
+# The registry has a name for each client, and one that none is told of; all are in its certificate.
+CLIENTS = ("docker", "containerd", "podman", "skopeo", "buildah", "crane", "regctl", "cosign", "helm", "oras", "trivy", "curl")
+NAMES = tuple(f"{client}.registry.internal" for client in (*CLIENTS, "other"))
+At = SimpleNamespace(**{name.partition(".")[0]: f"{name}:5000" for name in NAMES})
 UNTRUSTED = "certificate signed by unknown authority"
-KINDS = ("docker --containerd-store", "containerd", "podman", "trivy", "oras", "helm")
+# What is written for whom. The last of podman's kin has the names of the upstreams, too.
+WRITTEN = (("docker --containerd-store", At.docker), ("containerd", At.containerd), ("podman", At.skopeo),
+           ("podman", At.buildah), ("podman", At.podman), ("trivy", At.trivy), ("oras", At.oras), ("helm", At.helm))
+# As which of them each kind is checked.
+CHECKED = {"gitlab": At.docker, "cri-o": At.podman, **{kind.split()[0]: address for kind, address in WRITTEN}}
 SETTINGS = """
 [access.groups]
 ci = ["alice", "carol"]
@@ -92,7 +98,7 @@ class Check:
             path = self.site.empty_folder("programs")
             for program in programs:
                 os.symlink(shutil.which(program, path=PATH), os.path.join(path, os.path.basename(program)))
-        address = () if "--address" in options else ("--address", HOST)
+        address = () if "--address" in options else ("--address", CHECKED[kind])
         words = [f"{name}={value}" for name, value in {"PATH": path, **environment}.items()]
         return ["env", *words, BINARY, "-c", self.sealock.settings, "client-config", kind, "--check", *address, *options]
 
@@ -126,17 +132,17 @@ def docker_checks(check, docker, elsewhere):
     """carol is logged in."""
     site, host = docker.site, {"DOCKER_HOST": f"unix://{docker.socket}"}
     with site.step(f"{docker.name}: --check as carol, by the registry's name, and of what scanners pull"):
-        check.passes("docker/", "docker", image=f"{HOST}/{IMAGE}", **host)
+        check.passes("docker/", "docker", image=f"{At.docker}/{IMAGE}", **host)
         verdict = check.passes("docker/", "gitlab", **host)
-        expect_in(f"{HOST}/registry.gitlab.com/security-products/", verdict["image"], "what it chose")
+        expect_in(f"{At.docker}/registry.gitlab.com/security-products/", verdict["image"], "what it chose")
     with site.step(f"{docker.name}: --check tells what went past, what nobody may pull, and whom docker does not trust"):
         check.fails(PAST, "docker", "--image", elsewhere, **host)
-        check.fails("no access rule lets this login pull it", "docker", "--image", f"{HOST}/team/nobody:1", **host)
-        check.fails("is not kept under this name", "docker", "--image", f"{HOST}/security-products/semgrep:99", **host)
-        check.fails(STRANGE, "docker", "--address", OTHER, "--image", f"{OTHER}/{IMAGE}", **host)
+        check.fails("no access rule lets this login pull it", "docker", "--image", f"{At.docker}/team/nobody:1", **host)
+        check.fails("is not kept under this name", "docker", "--image", f"{At.docker}/security-products/semgrep:99", **host)
+        check.fails(STRANGE, "docker", "--address", At.other, "--image", f"{At.other}/{IMAGE}", **host)
     with site.step(f"{docker.name}: --check tells that nobody is logged in"):
         log_out(site)
-        check.fails(UNLOGGED, "docker", "--image", f"{HOST}/{IMAGE}", **host)
+        check.fails(UNLOGGED, "docker", "--image", f"{At.docker}/{IMAGE}", **host)
 
 
 def hosts_toml_checks(check, docker):
@@ -151,41 +157,41 @@ def hosts_toml_checks(check, docker):
 def docker_story(site, docker, robot, check, elsewhere, more=lambda *_: None):
     log_out(site)
     docker.empty()
-    target = f"{HOST}/team/{docker.name}/semgrep:5"
+    target = f"{At.docker}/team/{docker.name}/semgrep:5"
 
     def log_in(name, password):
-        said = site.run(*docker.command("login", "-u", name, "--password-stdin", HOST), typed=password)
+        said = site.run(*docker.command("login", "-u", name, "--password-stdin", At.docker), typed=password)
         expect_in("Login Succeeded", said, "what it said")
 
     with site.step(f"{docker.name} does not trust the registry by a name that it was not told of"):
-        expect_in(UNTRUSTED, site.run_fails(*docker.command("pull", f"{OTHER}/{IMAGE}")), "what it said")
+        expect_in(UNTRUSTED, site.run_fails(*docker.command("pull", f"{At.other}/{IMAGE}")), "what it said")
     with site.step(f"{docker.name}: without a login nothing is pulled, and a wrong password is none"):
-        site.run_fails(*docker.command("pull", f"{HOST}/{IMAGE}"))
-        said = site.run_fails(*docker.command("login", "-u", "carol", "--password-stdin", HOST), typed="guess")
+        site.run_fails(*docker.command("pull", f"{At.docker}/{IMAGE}"))
+        said = site.run_fails(*docker.command("login", "-u", "carol", "--password-stdin", At.docker), typed="guess")
         expect_in("the name or the password is wrong", said, "what it said")
     with site.step(f"{docker.name} logs in as carol, pulls, and may not push"):
         log_in("carol", CAROL)
         with open(site.path("home/.docker/config.json")) as file:
             expect("identitytoken" in file.read(), "it keeps the password in place of a token")
-        expect_equal(docker.pull(f"{HOST}/{IMAGE}"), [DIGEST], "digest")
-        site.run(*docker.command("tag", f"{HOST}/{IMAGE}", target))
+        expect_equal(docker.pull(f"{At.docker}/{IMAGE}"), [DIGEST], "digest")
+        site.run(*docker.command("tag", f"{At.docker}/{IMAGE}", target))
         expect_in("no access rule allows it", site.run_fails(*docker.command("push", target)), "what it said")
     docker_checks(check, docker, elsewhere)
     more(check, docker)
     with site.step(f"{docker.name} logs in as alice, pushes, forgets it, and pulls it back"):
         log_in("alice", ALICE)
-        digest = docker_push(docker, f"{HOST}/{IMAGE}", target)
+        digest = docker_push(docker, f"{At.docker}/{IMAGE}", target)
         docker.empty()
         expect_equal(docker.pull(target), [digest], "digest")
     with site.step(f"{docker.name}: skopeo takes docker's login, but does not log in beside it"):
         site.run("skopeo", "inspect", "--raw", f"docker://{target}")
-        said = site.run_fails("skopeo", "login", "-u", "alice", "--password-stdin", HOST, typed=ALICE)
+        said = site.run_fails("skopeo", "login", "-u", "alice", "--password-stdin", At.docker, typed=ALICE)
         expect_in("contains an Identity token", said, "what it said")
     with site.step(f"{docker.name}: the robot pushes what runners pull, and nothing else"):
-        docker.pull(f"{HOST}/{IMAGE}")
+        docker.pull(f"{At.docker}/{IMAGE}")
         log_in("loader", robot)
-        docker_push(docker, f"{HOST}/{IMAGE}", f"{HOST}/security-products/{docker.name}:6")
-        site.run(*docker.command("tag", f"{HOST}/{IMAGE}", target))
+        docker_push(docker, f"{At.docker}/{IMAGE}", f"{At.docker}/security-products/{docker.name}:6")
+        site.run(*docker.command("tag", f"{At.docker}/{IMAGE}", target))
         expect_in("no access rule allows it", site.run_fails(*docker.command("push", target)), "what it said")
     docker.process.stop()
     docker.containerd.stop()
@@ -194,15 +200,15 @@ def docker_story(site, docker, robot, check, elsewhere, more=lambda *_: None):
 def ctr(site, containerd, check, elsewhere):
     hosts = ("--hosts-dir", "/etc/containerd/certs.d")
     command = (os.path.join(BIN, "ctr"), "--address", containerd.socket, "--namespace", "e2e", "images")
-    target = f"{HOST}/team/ctr/semgrep:5"
+    target = f"{At.containerd}/team/ctr/semgrep:5"
     with site.step("ctr does not trust the registry by a name that it was not told of"):
-        said = site.run_fails(*command, "pull", *hosts, "--user", f"alice:{ALICE}", f"{OTHER}/{IMAGE}")
+        said = site.run_fails(*command, "pull", *hosts, "--user", f"alice:{ALICE}", f"{At.other}/{IMAGE}")
         expect_in(UNTRUSTED, said, "what it said")
     with site.step("ctr pulls as alice, by the registry's name and by the upstream's, pushes and pulls back"):
-        site.run_fails(*command, "pull", *hosts, f"{HOST}/{IMAGE}")
-        for name in (f"{HOST}/{IMAGE}", f"registry.gitlab.com/{IMAGE}"):
+        site.run_fails(*command, "pull", *hosts, f"{At.containerd}/{IMAGE}")
+        for name in (f"{At.containerd}/{IMAGE}", f"registry.gitlab.com/{IMAGE}"):
             site.run(*command, "pull", *hosts, "--all-platforms", "--user", f"alice:{ALICE}", name)
-        site.run(*command, "push", *hosts, "--user", f"alice:{ALICE}", target, f"{HOST}/{IMAGE}")
+        site.run(*command, "push", *hosts, "--user", f"alice:{ALICE}", target, f"{At.containerd}/{IMAGE}")
         containerd.empty()
         site.run(*command, "pull", *hosts, "--all-platforms", "--user", f"alice:{ALICE}", target)
         expect_in(DIGEST, site.run(*command, "ls"), "`ctr images ls`")
@@ -212,14 +218,14 @@ def ctr(site, containerd, check, elsewhere):
             verdict = check.passes("containerd/", "containerd", "--user", "alice", typed=ALICE, **told)
             expect_in("registry.gitlab.com/security-products/", verdict["image"], "what it chose")
             expect(ALICE not in json.dumps(verdict), "it tells the password")
-            check.passes("containerd/", "containerd", "--user", "carol", image=f"{HOST}/{IMAGE}", typed=CAROL, **told)
+            check.passes("containerd/", "containerd", "--user", "carol", image=f"{At.containerd}/{IMAGE}", typed=CAROL, **told)
             check.fails("it was not let in as `alice`", "containerd", "--user", "alice", typed="guess", **told)
             check.fails(UNLOGGED, "containerd", **told)
         with site.step(f"{name}: --check tells what went past, what is not kept, and whom it does not trust"):
             check.fails(PAST, "containerd", "--image", elsewhere, **told)
             missing = ("--image", "registry.gitlab.com/security-products/semgrep:99", "--user", "carol")
             check.fails("is not kept under this name", "containerd", *missing, typed=CAROL, **told)
-            check.fails(STRANGE, "containerd", "--address", OTHER, "--image", f"{OTHER}/{IMAGE}", **told)
+            check.fails(STRANGE, "containerd", "--address", At.other, "--image", f"{At.other}/{IMAGE}", **told)
     containerd.stop()
 
 
@@ -232,10 +238,10 @@ def containers_checks(site, check, elsewhere):
         told = {"programs": (program,), **storage}
         with site.step(f"{program}: --check as alice, by both names, and what went past or is not trusted"):
             expect_in("registry.gitlab.com/", check.passes(agent, "podman", **told)["image"], "what it chose")
-            check.passes(agent, "podman", image=f"{HOST}/{IMAGE}", **told)
+            check.passes(agent, "podman", image=f"{At.podman}/{IMAGE}", **told)
             check.fails(PAST, "podman", "--image", elsewhere, **told)
-            check.fails(STRANGE, "podman", "--address", OTHER, "--image", f"{OTHER}/{IMAGE}", **told)
-            check.fails("is not kept under this name", "podman", "--image", f"{HOST}/security-products/semgrep:99", **told)
+            check.fails(STRANGE, "podman", "--address", At.other, "--image", f"{At.other}/{IMAGE}", **told)
+            check.fails("is not kept under this name", "podman", "--image", f"{At.podman}/security-products/semgrep:99", **told)
             check.fails(UNLOGGED, "podman", **told, DOCKER_CONFIG=nobody)
 
 
@@ -244,41 +250,41 @@ def containers(site, check, elsewhere):
     podman, buildah = Podman(site), Buildah(site)
     log_out(site)
     with site.step("podman, skopeo and buildah do not trust the registry by a name that they were not told of"):
-        for command in (podman.command("pull", f"{OTHER}/{IMAGE}"), ("skopeo", "inspect", f"docker://{OTHER}/{IMAGE}"),
-                        ("buildah", "login", "-u", "alice", "-p", ALICE, OTHER)):
+        for command in (podman.command("pull", f"{At.other}/{IMAGE}"), ("skopeo", "inspect", f"docker://{At.other}/{IMAGE}"),
+                        ("buildah", "login", "-u", "alice", "-p", ALICE, At.other)):
             expect_in(UNTRUSTED, site.run_fails(*command), "what it said")
     with site.step("podman logs in, pulls by both names, pushes and pulls back"):
-        site.run(*podman.command("login", "-u", "alice", "--password-stdin", HOST), typed=ALICE)
-        for name in (f"{HOST}/{IMAGE}", f"registry.gitlab.com/{SECRETS}"):
+        site.run(*podman.command("login", "-u", "alice", "--password-stdin", At.podman), typed=ALICE)
+        for name in (f"{At.podman}/{IMAGE}", f"registry.gitlab.com/{SECRETS}"):
             site.run(*podman.command("pull", "--quiet", name))
-        target, told = f"{HOST}/team/podman/semgrep:5", site.path("podman.digest")
-        site.run(*podman.command("push", "--quiet", "--digestfile", told, f"{HOST}/{IMAGE}", target))
+        target, told = f"{At.podman}/team/podman/semgrep:5", site.path("podman.digest")
+        site.run(*podman.command("push", "--quiet", "--digestfile", told, f"{At.podman}/{IMAGE}", target))
         podman.empty()
         site.run(*podman.command("pull", "--quiet", target))
         with open(told) as file:
             expect_in(file.read().strip(), site.run(*podman.command("image", "inspect", target)), "what it has")
     containers_checks(site, check, elsewhere)
     with site.step("podman logs out, and pulls no more"):
-        site.run(*podman.command("logout", HOST))
+        site.run(*podman.command("logout", At.podman))
         site.run_fails(*podman.command("pull", "--quiet", target))
     with site.step("skopeo copies with a file of logins, and with a login in the command"):
         logins, folder = site.path("skopeo-logins.json"), site.empty_folder("skopeo")
-        site.run("skopeo", "login", "--authfile", logins, "-u", "alice", "--password-stdin", HOST, typed=ALICE)
-        target = f"docker://{HOST}/team/skopeo/semgrep:5"
-        site.run("skopeo", "copy", "--all", "--authfile", logins, f"docker://{HOST}/{IMAGE}", target)
+        site.run("skopeo", "login", "--authfile", logins, "-u", "alice", "--password-stdin", At.skopeo, typed=ALICE)
+        target = f"docker://{At.skopeo}/team/skopeo/semgrep:5"
+        site.run("skopeo", "copy", "--all", "--authfile", logins, f"docker://{At.skopeo}/{IMAGE}", target)
         site.run("skopeo", "copy", "--all", "--src-creds", f"alice:{ALICE}", target, f"dir:{folder}")
         expect_equal(sha256_of(os.path.join(folder, "manifest.json")), DIGEST, "digest")
         site.run_fails("skopeo", "inspect", target)
     with site.step("buildah logs in, pushes what it built, and pulls it back"):
-        buildah.run("login", "-u", "alice", "-p", ALICE, HOST)
+        buildah.run("login", "-u", "alice", "-p", ALICE, At.buildah)
         buildah.build("built", site.write("built.txt", "a file in an image\n"))
         told = site.path("buildah.digest")
-        buildah.run("push", "--digestfile", told, "built", f"docker://{HOST}/team/buildah:1")
+        buildah.run("push", "--digestfile", told, "built", f"docker://{At.buildah}/team/buildah:1")
         buildah.run("rmi", "--all", "--force")
-        buildah.run("pull", "--quiet", f"{HOST}/team/buildah:1")
+        buildah.run("pull", "--quiet", f"{At.buildah}/team/buildah:1")
         with open(told) as file:
-            expect_in(file.read().strip(), buildah.run("inspect", "--type", "image", f"{HOST}/team/buildah:1"), "what it has")
-        buildah.run("logout", HOST)
+            expect_in(file.read().strip(), buildah.run("inspect", "--type", "image", f"{At.buildah}/team/buildah:1"), "what it has")
+        buildah.run("logout", At.buildah)
 
 
 class Client:
@@ -297,35 +303,35 @@ class Client:
 def go_programs(site, sealock):
     crane, regctl, cosign = (Client(site, name) for name in ("crane", "regctl", "cosign"))
     log_out(site)
-    image = f"{HOST}/team/crane:5"
+    image = f"{At.crane}/team/crane:5"
     with site.step("crane, regctl, cosign and Trivy do not trust the registry by a name that nobody told them of"):
-        other = f"{OTHER}/{IMAGE}"
+        other = f"{At.other}/{IMAGE}"
         for program, *arguments in (("crane", "digest", other), ("regctl", "image", "digest", other), ("cosign", "tree", other),
                                     ("trivy", "image", "--image-src", "remote", "--scanners", "secret", other)):
             expect_in(UNTRUSTED, site.run_fails(os.path.join(BIN, program), *arguments), f"what {program} said")
     with site.step("crane logs in, copies, validates and lists, and without the login does not"):
-        crane.run("auth", "login", HOST, "-u", "alice", "--password-stdin", typed=ALICE)
-        crane.run("copy", f"{HOST}/{IMAGE}", image)
+        crane.run("auth", "login", At.crane, "-u", "alice", "--password-stdin", typed=ALICE)
+        crane.run("copy", f"{At.crane}/{IMAGE}", image)
         expect_equal(crane.run("digest", image), DIGEST, "digest")
         crane.run("validate", "--remote", image)
         expect(sealock.process.find("mounted sha256:[0-9a-f]+ in team/crane"), "its token was not good for a mount")
-        crane.run("auth", "logout", HOST)
+        crane.run("auth", "logout", At.crane)
         crane.fails("digest", image)
     with site.step("regctl logs in and copies, and without the login does not"):
-        regctl.run("registry", "login", HOST, "-u", "alice", "--pass-stdin", typed=ALICE)
-        regctl.run("image", "copy", "--referrers", "--digest-tags", image, f"{HOST}/team/regctl:5")
-        expect_equal(regctl.run("image", "digest", f"{HOST}/team/regctl:5"), DIGEST, "digest")
-        regctl.run("registry", "logout", HOST)
-        regctl.fails("image", "digest", image)
+        regctl.run("registry", "login", At.regctl, "-u", "alice", "--pass-stdin", typed=ALICE)
+        regctl.run("image", "copy", "--referrers", "--digest-tags", f"{At.regctl}/team/crane:5", f"{At.regctl}/team/regctl:5")
+        expect_equal(regctl.run("image", "digest", f"{At.regctl}/team/regctl:5"), DIGEST, "digest")
+        regctl.run("registry", "logout", At.regctl)
+        regctl.fails("image", "digest", f"{At.regctl}/team/crane:5")
     log_out(site)
     with site.step("cosign logs in, signs as a tag and as a referrer, and verifies both"):
         cosign.run("generate-key-pair", COSIGN_PASSWORD="high tide")
-        cosign.run("login", HOST, "-u", "alice", "--password-stdin", typed=ALICE)
+        cosign.run("login", At.cosign, "-u", "alice", "--password-stdin", typed=ALICE)
         for bundle in ("false", "true"):
             cosign.run("sign", "--yes", "--key", "cosign.key", "--use-signing-config=false", "--tlog-upload=false",
-                       f"--new-bundle-format={bundle}", f"{HOST}/team/crane@{DIGEST}", COSIGN_PASSWORD="high tide")
+                       f"--new-bundle-format={bundle}", f"{At.cosign}/team/crane@{DIGEST}", COSIGN_PASSWORD="high tide")
             said = cosign.run("verify", "--key", "cosign.pub", "--insecure-ignore-tlog=true", f"--new-bundle-format={bundle}",
-                              f"{HOST}/team/crane@{DIGEST}")
+                              f"{At.cosign}/team/crane@{DIGEST}")
             expect_in(DIGEST, said, "verified")
     log_out(site)
 
@@ -339,19 +345,19 @@ def strangers(site):
 
 
 def helm_story(site, check):
-    helm, trust = Helm(site, HOST), ("--ca-file", CA)
-    charts = f"oci://{HOST}/team/charts"
+    helm, trust = Helm(site, At.helm), ("--ca-file", CA)
+    charts = f"oci://{At.helm}/team/charts"
     with site.step("helm logs in, pushes a chart and pulls it back, and without the login does not"):
         package, folder = helm.package(), site.make_folder("helm-out")
-        helm.run("registry", "login", *trust, "-u", "alice", "--password-stdin", HOST, typed=ALICE)
+        helm.run("registry", "login", *trust, "-u", "alice", "--password-stdin", At.helm, typed=ALICE)
         helm.run("push", *trust, package, charts)
         pull = ("pull", *trust, f"{charts}/tide", "--version", "1.2.3", "--destination", folder)
         helm.run(*pull)
         expect_equal(sha256_of(os.path.join(folder, "tide-1.2.3.tgz")), sha256_of(package), "the chart")
     with site.step("helm: --check chooses the chart; without the login, or the authority, it says so"):
-        expect_equal(check.passes("Helm/", "helm")["image"], f"{HOST}/team/charts/tide:1.2.3", "what it chose")
+        expect_equal(check.passes("Helm/", "helm")["image"], f"{At.helm}/team/charts/tide:1.2.3", "what it chose")
         check.fails(STRANGE, "helm", *strangers(site))
-        helm.run("registry", "logout", HOST)
+        helm.run("registry", "logout", At.helm)
         check.fails(UNLOGGED, "helm")
         site.run_fails(os.path.join(BIN, "helm"), *pull)
 
@@ -371,12 +377,13 @@ def oras(site):
     log_out(site)
     with site.step("oras logs in, pushes a file and pulls it back"):
         file = site.write("oras-in/tide.txt", "high\n" * 1000)
-        site.run(PYTHON, "-c", ORAS, HOST, f"{HOST}/team/oras:1", file, site.empty_folder("oras"), typed=ALICE, REQUESTS_CA_BUNDLE=CA)
+        site.run(PYTHON, "-c", ORAS, At.oras, f"{At.oras}/team/oras:1", file, site.empty_folder("oras"), typed=ALICE,
+                 REQUESTS_CA_BUNDLE=CA)
         expect_equal(sha256_of(site.path("oras", "tide.txt")), sha256_of(file), "the file")
     with site.step("oras pulls Trivy's database without a login"):
         log_out(site)
         pull = "import oras.client, sys; oras.client.OrasClient().pull(target=sys.argv[1], outdir=sys.argv[2])"
-        site.run(PYTHON, "-c", pull, f"{HOST}/trivy-db:2", site.empty_folder("oras"), REQUESTS_CA_BUNDLE=CA)
+        site.run(PYTHON, "-c", pull, f"{At.oras}/trivy-db:2", site.empty_folder("oras"), REQUESTS_CA_BUNDLE=CA)
         expect_equal(sha256_of(site.path("oras", "db.tar.gz")), artifact("trivy-db/db.tar.gz"), "the database")
 
 
@@ -384,7 +391,7 @@ def trivy(site, check):
     log_out(site)
     with site.step("Trivy: --check pulls its database; without the authority, it says so"):
         verdict = check.passes("trivy/", "trivy")
-        expect_equal(verdict["image"], f"{HOST}/ghcr.io/aquasecurity/trivy-db:2", "what it chose")
+        expect_equal(verdict["image"], f"{At.trivy}/ghcr.io/aquasecurity/trivy-db:2", "what it chose")
         check.fails(STRANGE, "trivy", *strangers(site))
 
     def command(kind, *arguments):
@@ -394,11 +401,11 @@ def trivy(site, check):
     with site.step("Trivy gets its database without a login, and finds with it"):
         found = site.run(*command("rootfs", "--scanners", "vuln", os.path.join(FIXTURES, "scan", "rootfs")), **told)
         expect_in("CVE-2024-5535", found, "findings")
-    scan = ("image", "--image-src", "remote", "--scanners", "secret", f"{HOST}/{IMAGE}")
+    scan = ("image", "--image-src", "remote", "--scanners", "secret", f"{At.trivy}/{IMAGE}")
     with site.step("Trivy scans an image with a login in its variables, and without does not"):
         site.run_fails(*command(*scan), **told)
         found = json.loads(site.run(*command(*scan), **told, TRIVY_USERNAME="carol", TRIVY_PASSWORD=CAROL))
-        expect_equal(found["ArtifactName"], f"{HOST}/{IMAGE}", "what was scanned")
+        expect_equal(found["ArtifactName"], f"{At.trivy}/{IMAGE}", "what was scanned")
 
 
 def as_user(name, password):
@@ -411,7 +418,7 @@ def manifest(sealock, image, *options):
 
 
 def token(sealock, scope, *login):
-    return json.loads(sealock.get(f"/token?service={HOST}&scope={scope}", *login).body)["token"]
+    return json.loads(sealock.get(f"/token?service={At.curl}&scope={scope}", *login).body)["token"]
 
 
 def refusals(site, sealock, robot):
@@ -495,6 +502,50 @@ def rotation(site, sealock):
         expect_equal(sha256_of(got), digest, "what was pulled")
 
 
+# How fast the slow line is: too slow for all layers within the robot's life, and fast enough for one.
+SLOW, LAYERS, LAYER_BYTES, BRIEF = 2 << 20, 4, 6 << 20, "5s"
+THROTTLE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "lib", "throttle.py")
+
+
+def endings(site, sealock):
+    """A login that ends while somebody pulls."""
+    slow, crane = At.crane.replace(":5000", ":5001"), Client(site, "crane")
+    layers = [site.path(f"layer-{number}.tar") for number in range(LAYERS)]
+    for layer in layers:
+        with open(site.write(f"{layer}.content", ""), "wb") as file:
+            file.write(os.urandom(LAYER_BYTES))
+        site.run("tar", "--create", "--file", layer, f"--directory={site.folder}", os.path.basename(file.name))
+    line = site.start("slow-line", [PYTHON, THROTTLE, f"{Machine.ADDRESS}:5001", f"{Machine.ADDRESS}:5000", str(SLOW)])
+    line.wait_for("listening")
+
+    def log_in(host, name):
+        password, _ = sealock.add_robot(name, "team/layers", "pull", {"brief": BRIEF}.get(name, "1h"))
+        crane.run("auth", "login", host, "-u", name, "--password-stdin", typed=password)
+        return password
+
+    with site.step("a robot's token ends while crane pulls: the layer under way comes whole, the next is refused"):
+        crane.run("auth", "login", At.crane, "-u", "alice", "--password-stdin", typed=ALICE)
+        crane.run("append", "--new_tag", f"{At.crane}/team/layers:1", *[f"--new_layer={layer}" for layer in layers])
+        told = json.loads(crane.run("manifest", f"{At.crane}/team/layers:1"))
+        brief, got, digest = log_in(slow, "brief"), site.path("under-way"), told["layers"][0]["digest"]
+        # Slower still than the line.
+        under_way = site.start("under-way", ["curl", "--silent", "--fail", "--limit-rate", str(LAYER_BYTES // 9), "--cacert", sealock.ca,
+                                             *as_user("brief", brief), "--output", got,
+                                             f"https://{At.crane}/v2/team/layers/blobs/{digest}"])
+        wait_until(lambda: os.path.exists(got) and os.path.getsize(got), "the first bytes")
+        said = crane.fails("pull", f"{slow}/team/layers:1", site.path("layers.tar"))
+        expect_in("UNAUTHORIZED", said, "what it said")
+        expect_in("/blobs/", said, "what it was refused")
+        expect(under_way.running(), "what was under way was over before the robot's end")
+        expect_equal(under_way.popen.wait(60), 0, "the status of what was under way")
+        expect_equal(sha256_of(got), digest, "what was under way")
+    with site.step("and with another token, it goes on"):
+        log_in(slow, "another")
+        crane.run("pull", f"{slow}/team/layers:1", site.path("layers.tar"))
+    log_out(site)
+    line.stop()
+
+
 def story(site):
     machine = Machine(site, NAMES)
     sealock = SecureSealock(site, SETTINGS, names=NAMES)
@@ -504,8 +555,8 @@ def story(site):
         sealock.add_user("alice", ALICE)
         sealock.add_user("carol", CAROL)
         robot, _ = sealock.add_robot("loader", "security-products/**", "pull,push")
-        for kind in KINDS:
-            sealock.run("client-config", *kind.split(), "--write", "--root", machine.root, "--address", HOST)
+        for kind, address in WRITTEN:
+            sealock.run("client-config", *kind.split(), "--write", "--root", machine.root, "--address", address)
         check = Check(site, sealock)
         # podman and its kin must be told which registries have no TLS.
         site.write("machine/etc/containers/registries.conf.d/60-elsewhere.conf",
@@ -514,7 +565,7 @@ def story(site):
             mirrors = [f"--registry-mirror={mirror}" for mirror in json.load(file)["registry-mirrors"]]
     machine.start()
     sealock.start("--listen", f"{machine.ADDRESS}:5000")
-    sealock.url = f"https://{HOST}"
+    sealock.url = f"https://{At.curl}"
     elsewhere = check.start_elsewhere()
     classic, current = docker_classic(site), docker_current(site)
     # Debian's dockerd looks up Docker Hub's address though its mirror has all: story_clients has it with a mirror.
@@ -530,6 +581,7 @@ def story(site):
     docker_story(site, current, robot, check, elsewhere, hosts_toml_checks)
     refusals(site, sealock, robot)
     rotation(site, sealock)
+    endings(site, sealock)
     with site.step("zero packets left: nothing was sent outside, by sealock or by any client"):
         machine.witness.expect_silence()
     with site.step("sealock stops in order, and --check says that none runs"):

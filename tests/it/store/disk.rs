@@ -5,6 +5,7 @@ use std::os::unix::fs::symlink;
 use std::time::{Duration, SystemTime};
 
 use rustix::io::Errno;
+use sealock::files::Stamp;
 use sealock::store::{STAGED_BYTES_MAX, STAGED_FILES_MAX, Step};
 
 use super::*;
@@ -188,8 +189,17 @@ async fn nothing_is_appended_to_a_log_that_an_earlier_run_left() {
     let (site, here) = (Site::new().await, repository("team/app"));
     whole_image(&site, &here, "before").await;
     let copy = tempfile::tempdir().unwrap();
-    for name in ["catalog.sqlite", "catalog.sqlite-wal"] {
-        fs::copy(site.data().join(name), copy.path().join(name)).unwrap();
+    let files = ["catalog.sqlite", "catalog.sqlite-wal"];
+    let stamps = || files.map(|name| Stamp::of(&site.data().join(name)));
+    // The two of one moment: the log is folded in now and then.
+    loop {
+        let before = stamps();
+        for name in files {
+            fs::copy(site.data().join(name), copy.path().join(name)).unwrap();
+        }
+        if stamps() == before {
+            break;
+        }
     }
     let log = copy.path().join("catalog.sqlite-wal");
     // Magic, version, page size, checkpoints, and two salts that each new log has of its own (SQLite, "WAL Format").

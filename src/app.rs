@@ -73,7 +73,9 @@ impl StartError {
     pub fn is_lasting(&self) -> bool {
         match self {
             Self::Routes(_) | Self::Upstream(_) | Self::Tls(_) => true,
-            Self::Admin(why) => matches!(why, AdminError::NoGroup { .. } | AdminError::Lend { .. }),
+            Self::Admin(AdminError::Listen { source, .. }) => source.kind() == std::io::ErrorKind::PermissionDenied,
+            Self::Admin(AdminError::NoGroup { .. } | AdminError::Lend { .. } | AdminError::Exposed { .. }) => true,
+            Self::Admin(_) => false,
             Self::Bind(why) => why.source.kind() == std::io::ErrorKind::PermissionDenied,
             Self::Store(_) | Self::Gate(_) | Self::Access(_) => false,
         }
@@ -133,6 +135,7 @@ impl App {
         let keep = Keep::with_upstreams(store.clone(), settings.keep.clone(), clock.clone(), gate.clone(), far);
         let access = Access::open(
             &settings.access,
+            &settings.admin.metrics_to,
             data,
             routes.clone(),
             settings.private_repositories(),
@@ -169,7 +172,7 @@ impl App {
             recent,
             clock,
         };
-        let admin = Admin::bind(data, &settings.admin, source).await?;
+        let admin = Admin::bind(&settings.server, &settings.admin, source).await?;
         // Last of all, because the order outlasts the run: a start that fails must not leave the gate open.
         if let Some(mode) = mode {
             gate.set_initial(mode).await?;
@@ -236,6 +239,11 @@ impl App {
     /// The same with their schemes.
     pub fn origins(&self) -> &[String] {
         &self.0.origins
+    }
+
+    /// Where orders are taken over the network, with their schemes.
+    pub fn admin_origins(&self) -> &[String] {
+        self.0.admin.origins()
     }
 
     /// What clients are shown, if they are served by TLS.

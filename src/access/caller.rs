@@ -10,13 +10,15 @@ use super::certificate;
 use super::member::Claims;
 use crate::names::Repository;
 
-/// What is done to a repository.
+/// What is done to a repository. On everything, `admin` is also what is done to the server itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verb {
     Pull,
     Push,
     Delete,
+    /// Giving orders over the network. It implies none of the others, and none of them implies it.
+    Admin,
 }
 
 /// Some of the verbs.
@@ -75,14 +77,20 @@ pub struct Grants {
 }
 
 impl Verb {
-    pub const ALL: [Self; 3] = [Self::Pull, Self::Push, Self::Delete];
+    pub const ALL: [Self; 4] = [Self::Pull, Self::Push, Self::Delete, Self::Admin];
 
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Pull => "pull",
             Self::Push => "push",
             Self::Delete => "delete",
+            Self::Admin => "admin",
         }
+    }
+
+    /// Whether it is done to content: the others take a rule, or a robot's scope, that names them.
+    pub fn is_of_content(self) -> bool {
+        Verbs::CONTENT.has(self)
     }
 }
 
@@ -90,12 +98,8 @@ impl std::str::FromStr for Verb {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        if text == "admin" {
-            let why = "`admin` is given by `[admin] group`: orders are taken by the socket in the data folder alone";
-            return Err(why.to_owned());
-        }
         let known = Self::ALL.into_iter().find(|verb| verb.as_str() == text);
-        known.ok_or_else(|| format!("`{text}` is no verb; write pull, push or delete"))
+        known.ok_or_else(|| format!("`{text}` is no verb; write pull, push, delete or admin"))
     }
 }
 
@@ -196,8 +200,9 @@ impl fmt::Display for Caller {
 }
 
 impl Grants {
-    /// Whether the token says so.
+    /// Whether the token says so. Of orders, no token of ours says anything.
     pub(super) fn covers(&self, repository: &Repository, verb: Verb) -> bool {
-        self.repositories.iter().any(|(granted, verbs)| verbs.has(verb) && granted == repository)
+        verb.is_of_content()
+            && self.repositories.iter().any(|(granted, verbs)| verbs.has(verb) && granted == repository)
     }
 }

@@ -19,7 +19,7 @@ use crate::secret::Secret;
 
 impl Access {
     /// Who asks. Memory alone is asked where it can be; a password that is not remembered takes its time. Where
-    /// everybody may do everything, nobody has a login, and what is shown does not matter; but see
+    /// everybody may do everything with content, nobody has a login, and what is shown does not matter; but see
     /// [`Inner::in_the_open`].
     pub async fn identify(&self, shown: Shown, from: Visitor<'_>) -> Result<Caller, Unidentified> {
         let inner = &self.0;
@@ -152,7 +152,7 @@ impl Inner {
         if let Some(caller) = self.remembered.job(&key, now) {
             return Some(Ok(caller));
         }
-        Some(match issuer.check(token, &self.rules.claims(), now).await {
+        Some(match issuer.check(token, &self.claims(), now).await {
             Ok(caller) => {
                 debug!(caller = %caller, "a token of `{iss}` is taken for {caller}");
                 self.remembered.keep_job(key, &caller, now);
@@ -219,7 +219,7 @@ mod tests {
         let gate =
             Gate::load_with(&GateSettings::default(), &AuditSettings::default(), data.path(), clock.clone()).unwrap();
         let access =
-            Access::open(&settings, data.path(), Default::default(), Default::default(), &gate, clock).unwrap();
+            Access::open(&settings, &[], data.path(), Default::default(), Default::default(), &gate, clock).unwrap();
         for (name, good) in [("alice", true), ("alice", false), ("nobody", false), ("", false), ("alice ", false)] {
             let before = CHECKED.get();
             let password = Secret::new(if good { "sesame-open" } else { "sesame-shut" });

@@ -36,6 +36,7 @@ mod settings;
 mod token;
 mod users;
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -61,6 +62,7 @@ use self::brake::Brake;
 use self::issuer::Issuer;
 use self::keys::Keys;
 use self::known::Remembered;
+use self::rules::Members;
 use self::token::{NoToken, Use};
 use crate::clock::Clock;
 use crate::gate::Gate;
@@ -86,6 +88,8 @@ struct Inner {
     hashing: Arc<Semaphore>,
     waiting: Arc<Semaphore>,
     anonymous: Caller,
+    /// Who may read the metrics without being allowed anything else.
+    watchers: Members,
     token_life: SignedDuration,
     refresh_life: SignedDuration,
     realm: Option<String>,
@@ -184,9 +188,10 @@ pub struct AccessReport {
 }
 
 impl Access {
-    /// Reads files; asks nobody.
+    /// Reads files; asks nobody. `watchers`: who may read the metrics, as in a rule's `to`.
     pub fn open(
         settings: &AccessSettings,
+        watchers: &[String],
         data: &Path,
         routes: Arc<Routes>,
         private: Private,
@@ -207,6 +212,7 @@ impl Access {
             hashing: Arc::new(Semaphore::new(HASHING_MAX)),
             waiting: Arc::new(Semaphore::new(WAITING_MAX)),
             anonymous: Caller::new(Subject::Anonymous, None, None),
+            watchers: Members::new(watchers, settings),
             token_life,
             refresh_life,
             realm: settings.realm.clone(),
@@ -223,7 +229,7 @@ impl Access {
     pub fn needs_no_login(&self) -> bool {
         let entries = self.0.book.seen();
         let mode = self.0.mode(&entries);
-        let may = |verb| self.0.rules.everywhere(mode, &Subject::Anonymous, verb);
+        let may = |verb| self.0.rules.everywhere(mode, &Subject::Anonymous, None, verb);
         Verbs::CONTENT.iter().all(may)
     }
 
@@ -251,10 +257,12 @@ impl Access {
         }
     }
 
-    /// As [`Access::decide`], for a name that leads nowhere: only who may do this everywhere learns that.
-    pub fn decide_nowhere(&self, caller: &Caller, verb: Verb) -> Result<(), Denial> {
-        let mode = self.0.mode(&self.0.book.seen());
-        match self.0.rules.everywhere(mode, &caller.0.subject, verb) {
+    /// As [`Access::decide`], for all that there is. Only who may do this everywhere learns that a name leads nowhere, and
+    /// gives orders to the server itself.
+    pub fn decide_everywhere(&self, caller: &Caller, verb: Verb) -> Result<(), Denial> {
+        let entries = self.0.book.seen();
+        let (mode, scope) = (self.0.mode(&entries), self.0.robot_scope(&entries, caller));
+        match self.0.rules.everywhere(mode, &caller.0.subject, scope, verb) {
             true if !caller.is_scoped() => Ok(()),
             true => Err(Denial::OutOfScope),
             false if caller.is_anonymous() => Err(Denial::LogIn(Reason::NotLoggedIn)),
@@ -272,6 +280,19 @@ impl Access {
             false if caller.is_anonymous() => Err(Denial::LogIn(Reason::NotLoggedIn)),
             false => Err(Denial::Forbidden),
         }
+    }
+
+    /// Whether there is something that the caller may give orders about; what that is, [`Access::decide`] says.
+    pub fn may_order_somewhere(&self, caller: &Caller) -> bool {
+        let entries = self.0.book.seen();
+        let (mode, scope) = (self.0.mode(&entries), self.0.robot_scope(&entries, caller));
+        !caller.is_scoped() && self.0.rules.somewhere(mode, &caller.0.subject, scope, Verb::Admin)
+    }
+
+    /// Whether the caller may read the metrics: who may give all orders, and those that the settings name for it.
+    pub fn may_watch(&self, caller: &Caller) -> bool {
+        let is_named = !caller.is_scoped() && self.0.watchers.admits(&caller.0.subject);
+        is_named || self.decide_everywhere(caller, Verb::Admin).is_ok()
     }
 
     /// Whether the rules let the caller read the repository, whatever a token's scope says.
@@ -299,6 +320,11 @@ impl Access {
 }
 
 impl Inner {
+    /// Claims that somebody is known by.
+    fn claims(&self) -> HashSet<&str> {
+        self.rules.claims().into_iter().chain(self.watchers.claims()).collect()
+    }
+
     fn mode(&self, entries: &Entries) -> Mode {
         Mode::of(&self.rules, entries.exists)
     }

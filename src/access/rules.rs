@@ -33,9 +33,9 @@ pub struct Rules {
 /// Who decides where no rule fits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// No rule, no user, no robot: everybody may do everything.
+    /// No rule, no user, no robot: everybody may do everything with content.
     Open,
-    /// No rule: users may do everything, robots what their tokens say.
+    /// No rule: users may do everything with content, robots what their tokens say.
     Logins,
     /// What no rule allows is denied.
     Rules,
@@ -56,6 +56,8 @@ pub enum Grounds {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reason {
     NoRule,
+    /// Nor is there anybody who would be allowed it without one.
+    NoAdmin,
     NotLoggedIn,
     /// The upstream is asked with credentials, and the caller has not logged in.
     Private {
@@ -73,6 +75,12 @@ pub struct RobotScope {
 struct Rule {
     pattern: Pattern,
     verbs: Verbs,
+    to: Members,
+}
+
+/// Whom a rule lets.
+#[derive(Default)]
+pub struct Members {
     anonymous: bool,
     authenticated: bool,
     users: HashSet<String>,
@@ -93,11 +101,8 @@ impl Rules {
     /// `settings` have been checked.
     pub fn new(settings: &AccessSettings, routes: Arc<Routes>, private: Private) -> Self {
         let rules = settings.rule.iter().filter_map(|rule| {
-            let mut compiled = Rule::new(rule.repository.parse().ok()?, rule.verbs.iter().copied().collect());
-            for member in rule.to.iter().filter_map(|member| member.parse().ok()) {
-                compiled.let_in(member, settings);
-            }
-            Some(compiled)
+            let (pattern, verbs) = (rule.repository.parse().ok()?, rule.verbs.iter().copied().collect());
+            Some(Rule { pattern, verbs, to: Members::new(&rule.to, settings) })
         });
         Self { rules: rules.collect(), routes, private, places: Cache::new(PLACES_MAX) }
     }
@@ -121,8 +126,7 @@ impl Rules {
 
     /// Claims that some rule asks for: the others of a token are of no use.
     pub fn claims(&self) -> HashSet<&str> {
-        let wanted = self.rules.iter().flat_map(|rule| rule.claims.iter().flatten());
-        wanted.map(|(name, _)| name.as_str()).collect()
+        self.rules.iter().flat_map(|rule| rule.to.claims()).collect()
     }
 
     /// `scope`: of a robot, what its own token allows.
@@ -134,16 +138,19 @@ impl Rules {
         verb: Verb,
         repository: &Repository,
     ) -> Result<Grounds, Reason> {
+        if verb == Verb::Admin && subject.is_anonymous() {
+            return Err(Reason::NotLoggedIn);
+        }
         let place = self.place(repository);
         if let (Some(upstream), true) = (&place.private, subject.is_anonymous()) {
             return Err(Reason::Private { upstream: upstream.clone() });
         }
-        if mode == Mode::Open {
+        if mode == Mode::Open && verb.is_of_content() {
             return Ok(Grounds::Open);
         }
         let covering = place.rules.iter().filter_map(|number| Some((*number, self.rules.get(*number)?)));
         for (number, rule) in covering {
-            if rule.verbs.has(verb) && rule.admits(subject) {
+            if rule.verbs.has(verb) && rule.to.admits(subject) {
                 return Ok(Grounds::Rule(number));
             }
         }
@@ -153,25 +160,36 @@ impl Rules {
             return Ok(Grounds::RobotScope(number));
         }
         match subject {
-            Subject::User { .. } if mode == Mode::Logins => Ok(Grounds::Login),
+            Subject::User { .. } if mode == Mode::Logins && verb.is_of_content() => Ok(Grounds::Login),
             Subject::Anonymous => Err(Reason::NotLoggedIn),
+            _ if verb == Verb::Admin => Err(Reason::NoAdmin),
             _ => Err(Reason::NoRule),
         }
     }
 
-    /// Whether the rules let the caller do this to any repository at all: names of nothing are answered by it.
-    pub fn everywhere(&self, mode: Mode, subject: &Subject, verb: Verb) -> bool {
-        let open = mode == Mode::Open && !(subject.is_anonymous() && self.has_private());
-        let login = mode == Mode::Logins && matches!(subject, Subject::User { .. });
-        let admits = |rule: &Rule| rule.pattern.is_everything() && rule.verbs.has(verb) && rule.admits(subject);
-        open || login || (!(subject.is_anonymous() && self.has_private()) && self.rules.iter().any(admits))
+    /// Whether the rules let the caller do this to any repository at all: names of nothing are answered by it, and orders
+    /// to the server itself.
+    pub fn everywhere(&self, mode: Mode, subject: &Subject, scope: Option<&RobotScope>, verb: Verb) -> bool {
+        let kept_from = subject.is_anonymous() && (self.has_private() || verb == Verb::Admin);
+        let open = mode == Mode::Open && verb.is_of_content();
+        let login = mode == Mode::Logins && verb.is_of_content() && matches!(subject, Subject::User { .. });
+        let admits = |rule: &Rule| rule.pattern.is_everything() && rule.verbs.has(verb) && rule.to.admits(subject);
+        let scoped = |scope: &RobotScope| scope.verbs.has(verb) && scope.patterns.iter().any(Pattern::is_everything);
+        !kept_from && (open || login || self.rules.iter().any(admits) || scope.is_some_and(scoped))
     }
 
     /// Whether the rules let the caller do this to some repository.
     pub fn somewhere(&self, mode: Mode, subject: &Subject, scope: Option<&RobotScope>, verb: Verb) -> bool {
-        let by_rule = || self.rules.iter().any(|rule| rule.verbs.has(verb) && rule.admits(subject));
-        mode == Mode::Open
-            || (mode == Mode::Logins && matches!(subject, Subject::User { .. }))
+        if verb == Verb::Admin && subject.is_anonymous() {
+            return false;
+        }
+        let by_rule = || self.rules.iter().any(|rule| rule.verbs.has(verb) && rule.to.admits(subject));
+        let unruled = || match mode {
+            Mode::Open => true,
+            Mode::Logins => matches!(subject, Subject::User { .. }),
+            Mode::Rules => false,
+        };
+        (verb.is_of_content() && unruled())
             || by_rule()
             || scope.is_some_and(|scope| scope.verbs.has(verb) && !scope.patterns.is_empty())
     }
@@ -180,8 +198,8 @@ impl Rules {
     pub fn explain(&self, grounds: &Grounds, scope: Option<&RobotScope>) -> String {
         let pattern = |pattern: Option<&Pattern>| pattern.map(ToString::to_string).unwrap_or_default();
         match grounds {
-            Grounds::Open => "there are no rules, users and robots: everybody may do everything".to_owned(),
-            Grounds::Login => "there are no rules: users may do everything".to_owned(),
+            Grounds::Open => "there are no rules, users and robots: everybody may pull, push and delete".to_owned(),
+            Grounds::Login => "there are no rules: users may pull, push and delete".to_owned(),
             Grounds::Rule(at) => {
                 format!("rule {}, for `{}`", at + 1, pattern(self.rules.get(*at).map(|rule| &rule.pattern)))
             }
@@ -222,18 +240,19 @@ impl Mode {
     }
 }
 
-impl Rule {
-    fn new(pattern: Pattern, verbs: Verbs) -> Self {
-        Self {
-            pattern,
-            verbs,
-            anonymous: false,
-            authenticated: false,
-            users: HashSet::new(),
-            robots: HashSet::new(),
-            certificates: HashSet::new(),
-            claims: Vec::new(),
+impl Members {
+    /// `to` has been checked.
+    pub fn new(to: &[String], settings: &AccessSettings) -> Self {
+        let mut members = Self::default();
+        for member in to.iter().filter_map(|member| member.parse().ok()) {
+            members.let_in(member, settings);
         }
+        members
+    }
+
+    /// Claims that they are known by.
+    pub fn claims(&self) -> impl Iterator<Item = &str> {
+        self.claims.iter().flatten().map(|(name, _)| name.as_str())
     }
 
     fn let_in(&mut self, member: Member, settings: &AccessSettings) {
@@ -256,7 +275,7 @@ impl Rule {
         }
     }
 
-    fn admits(&self, subject: &Subject) -> bool {
+    pub fn admits(&self, subject: &Subject) -> bool {
         self.anonymous
             || match subject {
                 Subject::Anonymous => false,
@@ -276,12 +295,62 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoRule => f.write_str("no rule allows it"),
+            Self::NoAdmin => f.write_str("no rule with the verb `admin` allows it"),
             Self::NotLoggedIn => f.write_str("no rule allows it to anonymous callers"),
             Self::Private { upstream } => write!(
                 f,
                 "upstream `{upstream}` is asked with credentials, so its content needs a login; `anonymous = true` in \
                  [upstream.{upstream}] says otherwise"
             ),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::access::RuleSettings;
+    use crate::access::caller::Mark;
+
+    /// Of settings that nobody has checked.
+    fn rules(verbs: &[Verb], to: &str) -> Rules {
+        let rule = RuleSettings { repository: "**".to_owned(), verbs: verbs.to_vec(), to: vec![to.to_owned()] };
+        let settings = AccessSettings { rule: vec![rule], ..AccessSettings::default() };
+        Rules::new(&settings, Arc::default(), Private::new())
+    }
+
+    #[test]
+    fn nobody_gives_orders_without_a_login_whatever_a_rule_says() {
+        // Invariant 14
+        let rules = rules(&Verb::ALL, "anonymous");
+        let here = Repository { origin: Origin::Local, name: "team/app".parse().unwrap() };
+        let alice = Subject::User { name: "alice".to_owned(), mark: Mark(String::new()) };
+        for (subject, verb, expected) in [
+            (&Subject::Anonymous, Verb::Admin, false),
+            (&Subject::Anonymous, Verb::Push, true),
+            (&alice, Verb::Admin, true),
+        ] {
+            let judged = rules.judge(Mode::Rules, subject, None, verb, &here).is_ok();
+            let everywhere = rules.everywhere(Mode::Rules, subject, None, verb);
+            let somewhere = rules.somewhere(Mode::Rules, subject, None, verb);
+            assert_eq!([judged, everywhere, somewhere], [expected; 3], "{subject:?} {verb}");
+        }
+    }
+
+    #[test]
+    fn without_rules_everything_is_allowed_but_orders() {
+        // Invariant 14
+        let settings = AccessSettings::default();
+        let rules = Rules::new(&settings, Arc::default(), Private::new());
+        let here = Repository { origin: Origin::Local, name: "team/app".parse().unwrap() };
+        let alice = Subject::User { name: "alice".to_owned(), mark: Mark(String::new()) };
+        for mode in [Mode::Open, Mode::Logins] {
+            for verb in Verb::ALL {
+                let judged = rules.judge(mode, &alice, None, verb, &here).is_ok();
+                let (everywhere, somewhere) =
+                    (rules.everywhere(mode, &alice, None, verb), rules.somewhere(mode, &alice, None, verb));
+                assert_eq!([judged, everywhere, somewhere], [verb.is_of_content(); 3], "{mode:?} {verb}");
+            }
         }
     }
 }

@@ -22,13 +22,17 @@ impl Scope {
     fn parse(text: &str) -> Option<Self> {
         let (kind, rest) = text.split_once(':')?;
         let (name, actions) = rest.rsplit_once(':')?;
-        // `repository(plugin)` is a kind of repository that other registries know.
+        // `admin` is no action of a scope: a token for clients gives no orders.
         let verbs = || {
             actions.split(',').fold(Verbs::NONE, |verbs, action| match action {
                 "*" => verbs.and(Verbs::CONTENT),
-                action => action.parse::<Verb>().map_or(verbs, |verb| verbs.with(verb)),
+                action => match action.parse::<Verb>() {
+                    Ok(verb) if verb.is_of_content() => verbs.with(verb),
+                    _ => verbs,
+                },
             })
         };
+        // `repository(plugin)` is a kind of repository that other registries know.
         match kind {
             "repository" => Some(Self::Repository { name: name.parse().ok()?, verbs: verbs() }),
             "registry" if name == "catalog" => Some(Self::Catalog),
@@ -53,6 +57,7 @@ mod tests {
             ("repository:team/app:push,pull", vec![repository("team/app", &[pull, push])]),
             ("repository:a:*", vec![repository("a", &[pull, push, delete])]),
             ("repository:a:pull,fly", vec![repository("a", &[pull])]),
+            ("repository:a:pull,admin", vec![repository("a", &[pull])]),
             ("repository:a:pull registry:catalog:*", vec![repository("a", &[pull]), Scope::Catalog]),
             ("", vec![]),
             ("repository:a", vec![]),

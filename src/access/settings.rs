@@ -179,23 +179,41 @@ impl AccessSettings {
             let wrong = |key: &str, message| (vec!["rule".to_owned(), number.to_string(), key.to_owned()], message);
             rule.repository.parse::<Pattern>().map_err(|why| wrong("repository", why.to_string()))?;
             if rule.verbs.is_empty() {
-                return Err(wrong("verbs", "name one or more of pull, push and delete".to_owned()));
+                return Err(wrong("verbs", "name one or more of pull, push, delete and admin".to_owned()));
             }
             if rule.to.is_empty() {
                 return Err(wrong("to", "say whom it lets, such as `user:alice` or `anonymous`".to_owned()));
             }
             for member in &rule.to {
-                let member: Member = member.parse().map_err(|why| wrong("to", why))?;
-                self.check_claims(&member).map_err(|why| wrong("to", why))?;
-                if let Member::Group(name) = &member
-                    && !self.groups.contains_key(name)
-                {
-                    let message = format!("there is no group `{name}`; add it to [access.groups]");
-                    return Err(wrong("to", message));
+                let member = self.check_member(member).map_err(|why| wrong("to", why))?;
+                if member == Member::Anonymous && rule.verbs.contains(&Verb::Admin) {
+                    let message = "orders are taken from those who have logged in; give `admin` to a user, a group or a \
+                                   robot, in a rule of its own";
+                    return Err(wrong("to", message.to_owned()));
                 }
             }
         }
         Ok(())
+    }
+
+    /// An entry of a rule's `to`, or of another list of that kind.
+    fn check_member(&self, text: &str) -> Result<Member, String> {
+        let member: Member = text.parse()?;
+        self.check_claims(&member)?;
+        match &member {
+            Member::Group(name) if !self.groups.contains_key(name) => {
+                Err(format!("there is no group `{name}`; add it to [access.groups]"))
+            }
+            _ => Ok(member),
+        }
+    }
+
+    /// The first thing that is wrong with a list that is written as a rule's `to`.
+    pub fn check_members(&self, to: &[String]) -> Result<(), String> {
+        if to.len() > GROUPS_MAX {
+            return Err(format!("at most {GROUPS_MAX} members"));
+        }
+        to.iter().try_for_each(|member| self.check_member(member).map(drop))
     }
 
     /// Claims are worth what their issuer is worth.

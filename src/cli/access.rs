@@ -20,7 +20,7 @@ pub struct Explain {
     /// anonymous, a user's name, robot:NAME, certificate:NAME, or claim:NAME=VALUE,…
     #[arg(value_name = "USER")]
     caller: String,
-    /// pull, push or delete
+    /// pull, push, delete, or admin (giving orders over the network)
     verb: Verb,
     /// As clients write it, such as security-products/semgrep
     name: RepositoryName,
@@ -50,14 +50,18 @@ impl AccessCommand {
             },
         )
         .map_err(Failure::found)?;
+        let mut why = explanation.why;
+        if asked.verb == Verb::Admin && settings.admin.listen.is_empty() {
+            why += " (`admin.listen` names no address: orders are taken by the socket in the data folder alone)";
+        }
         let verdict = if explanation.allowed { "may" } else { "may not" };
         if asked.json {
             print::json(&json!({
-                "allowed": explanation.allowed, "why": explanation.why,
+                "allowed": explanation.allowed, "why": why,
                 "repository": explanation.repository, "names": explanation.names,
             }))?;
         } else {
-            print::line(&format!("`{}` {verdict} {} `{}`: {}", asked.caller, asked.verb, asked.name, explanation.why))?;
+            print::line(&format!("`{}` {verdict} {} `{}`: {why}", asked.caller, asked.verb, asked.name))?;
             print::line(&format!("repository: {}", explanation.repository))?;
             print::line(&format!("its names:  {}", explanation.names.join(", ")))?;
         }

@@ -27,7 +27,7 @@ pub struct Check {
 impl ConfigCommand {
     pub fn run(self, common: &Common) -> Result<(), Failure> {
         let Self::Check(check) = self;
-        let settings = common.settings_to_serve()?;
+        let settings = common.settings_to_serve(false)?;
         let files = common.files();
         let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
         let mut variables: Vec<_> = names.filter(|name| name.starts_with("SEALOCK_")).collect();

@@ -142,8 +142,9 @@ impl Common {
     }
 
     /// As [`Common::settings`]; the files that they name for the upstreams must be of use, too.
-    fn settings_to_serve(&self) -> Result<Settings, Failure> {
-        self.settings_by(Settings::load_to_serve)
+    /// `is_tls`: whether a certificate is named besides.
+    fn settings_to_serve(&self, is_tls: bool) -> Result<Settings, Failure> {
+        self.settings_by(|files, environment| Settings::load_to_serve(files, environment, is_tls))
     }
 
     fn settings_by(

@@ -26,7 +26,7 @@ pub struct Add {
     /// What it may reach: a name, or everything below a prefix, such as 'team/**'; may be given more than once
     #[arg(long = "repository", value_name = "PATTERN", requires = "verbs")]
     repositories: Vec<String>,
-    /// What it may do there: pull, push, delete
+    /// What it may do there: pull, push, delete, admin
     #[arg(long, value_name = "VERB,…", value_delimiter = ',', requires = "repositories")]
     verbs: Vec<Verb>,
     /// How long its token is good for, such as 90d

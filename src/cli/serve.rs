@@ -45,7 +45,7 @@ const END_TIMEOUT: Duration = Duration::from_secs(30);
 
 impl Serve {
     pub fn run(self, common: &Common) -> Result<(), Failure> {
-        let mut settings = common.settings_to_serve()?;
+        let mut settings = common.settings_to_serve(self.certificate.is_some())?;
         if !self.listen.is_empty() {
             settings.server.listen = self.listen;
         }
@@ -123,6 +123,9 @@ fn start_logging(settings: &LogSettings) {
 fn banner(app: &App) -> Result<(), Failure> {
     for origin in app.origins() {
         print::line(&format!("listening on {origin}"))?;
+    }
+    for origin in app.admin_origins() {
+        print::line(&format!("orders with a login on {origin}"))?;
     }
     let data = &app.settings().server.data;
     print::line(&format!("data in {}", data.canonicalize().as_ref().unwrap_or(data).display()))?;

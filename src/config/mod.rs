@@ -136,9 +136,11 @@ impl Settings {
 
     /// As [`Settings::load`], for who is going to serve: also reads the credentials and authorities of the upstreams,
     /// the server's certificates and keys, which may be for the server's eyes only, and the groups of this machine.
+    /// `is_tls`: whether the command line names a certificate.
     pub fn load_to_serve(
         files: &[PathBuf],
         environment: impl IntoIterator<Item = (String, String)>,
+        is_tls: bool,
     ) -> Result<Self, ConfigError> {
         let (settings, layers) = Self::load_with_layers(files, environment)?;
         for (name, upstream) in &settings.upstream {
@@ -152,6 +154,9 @@ impl Settings {
         if let Err(why) = ServerTls::load(&settings.tls, &Clock::system()) {
             let key: Vec<&str> = ["tls"].into_iter().chain(why.key()).collect();
             return Err(layers.wrong(&key, why.in_one_line()));
+        }
+        if let Err(why) = settings.admin.check_listen(is_tls || settings.tls.certificate.is_some()) {
+            return Err(layers.wrong(&["admin", "listen"], why));
         }
         Ok(settings)
     }
@@ -226,6 +231,9 @@ impl Settings {
         }
         if let Err((key, message)) = self.tls.check() {
             return Err(layers.wrong(&["tls", key], message));
+        }
+        if let Err(why) = self.access.check_members(&self.admin.metrics_to) {
+            return Err(layers.wrong(&["admin", "metrics_to"], why));
         }
         let sections = [("gate", self.gate.check()), ("audit", self.audit.check()), ("keep", self.keep.check())];
         for (section, checked) in sections {

@@ -164,7 +164,7 @@ impl Face {
         let resolved = self.routes.resolve(name, call.namespace);
         let decided = match &resolved {
             Ok(target) => self.access.decide(call.caller, verb, &target.repository),
-            Err(_) => self.access.decide_nowhere(call.caller, verb),
+            Err(_) => self.access.decide_everywhere(call.caller, verb),
         };
         decided.map_err(|why| {
             // `?ns=` has no place in a scope; the host in front of the name says the same.

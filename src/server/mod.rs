@@ -8,7 +8,7 @@
 //!              ├── auth, token         who asks; before anything else is done
 //!              ├── v2/…  ── range (pure), incoming; body ── file ── pool
 //!              └── reply              what was found, or why nothing was -> status, headers, body
-//! admin/                              the same process by a unix socket, and its client
+//! admin/                              orders, by a unix socket and over the network; the commands' end of it
 //! ```
 //! Invariants kept here: 3 (a body that cannot be finished breaks its connection), 11, 14, 16, 17 and 18.
 

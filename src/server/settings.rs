@@ -132,7 +132,8 @@ pub fn listen_address(text: &str) -> Result<SocketAddr, String> {
     })
 }
 
-fn addresses<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<SocketAddr>, D::Error> {
+/// A list of addresses to listen on.
+pub(super) fn addresses<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<SocketAddr>, D::Error> {
     struct Address(SocketAddr);
     impl<'de> Deserialize<'de> for Address {
         fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

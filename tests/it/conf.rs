@@ -198,6 +198,7 @@ fn every_section_refuses_keys_that_it_does_not_know() {
         "[log]",
         "[pull]",
         "[push]",
+        "[admin]",
         "[access]",
         upstream,
         route,
@@ -313,7 +314,7 @@ fn who_serves_is_told_which_file_of_an_upstream_is_of_no_use() {
         fs::write(&site, format!("[upstream.x]\nhost = \"x.io\"\n{more}\n{key} = {:?}\n", path(name))).unwrap();
         let files = [site];
         Settings::load(&files, []).expect("the other commands need no such file");
-        let why = Settings::load_to_serve(&files, []).map(|_| ()).expect_err(expected).to_string();
+        let why = Settings::load_to_serve(&files, [], false).map(|_| ()).expect_err(expected).to_string();
         let told = why.replace(&format!("{}/", folder.path().display()), "");
         let expected = format!("site.toml:4: upstream.x.{key}: {expected}");
         assert!(told.starts_with(&expected), "says      {told}\n  should be {expected}");
@@ -328,7 +329,7 @@ fn a_password_that_comes_through_a_pipe_is_left_for_the_start_to_read() {
     rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0).unwrap();
     let text = format!("[upstream.x]\nhost = \"x.io\"\nusername = \"u\"\npassword_file = {pipe:?}\n");
     fs::write(&site, text).unwrap();
-    Settings::load_to_serve(&[site], []).unwrap();
+    Settings::load_to_serve(&[site], [], false).unwrap();
 }
 
 #[test]

@@ -112,7 +112,7 @@ impl Site {
         let recent = Arc::<Recent>::default();
         let none = AccessSettings::default();
         let access =
-            Access::open(&none, data.path(), Arc::clone(&routes), HashMap::new(), &gate, clock.clone()).unwrap();
+            Access::open(&none, &[], data.path(), Arc::clone(&routes), HashMap::new(), &gate, clock.clone()).unwrap();
         let registry = Registry {
             pull: pull.clone(),
             push,
@@ -140,7 +140,8 @@ impl Site {
             recent,
             clock: clock.clone(),
         };
-        let admin = Admin::bind(data.path(), &AdminSettings::default(), source).await.unwrap();
+        let settings = ServerSettings { data: data.path().to_owned(), ..ServerSettings::default() };
+        let admin = Admin::bind(&settings, &AdminSettings::default(), source).await.unwrap();
         let until = stop.clone();
         tokio::spawn(async move { admin.run(until).await });
         let until = stop.clone();

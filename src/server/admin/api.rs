@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt, Full, Limited};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header, request};
+use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use percent_encoding::percent_decode_str;
 use serde::Serialize;
@@ -12,12 +12,13 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tracing::error;
 
-use super::Office;
 use super::report::{
-    CloseOrder, CollectOrder, Complaint, DAMAGE_LISTED_MAX, OpenOrder, RouteLine, StatusReport, VerifyOrder, WatchEnd,
-    WatchOrder,
+    CloseOrder, CollectOrder, Complaint, DAMAGE_LISTED_MAX, OpenOrder, RouteLine, StatusReport, TagOrder, VerifyOrder,
+    WatchEnd, WatchOrder,
 };
+use super::rights::{Asker, Leave};
 use super::tags::TagMoves;
+use super::{Office, metrics};
 use crate::gate::{GateError, GateStatus, Order};
 use crate::keep::{KeepError, VerifyReport};
 use crate::names::Origin;
@@ -27,6 +28,7 @@ use crate::store::{StoreError, TagLine};
 /// Largest order.
 const BODY_MAX: usize = 64 << 10;
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+const JSON: &str = "application/json";
 
 /// An error reply in the making.
 #[derive(Debug)]
@@ -39,48 +41,64 @@ pub(super) struct Trouble {
 type Answer = Result<Value, Trouble>;
 
 impl Office {
-    /// `who`: the one at the other end of the socket.
-    pub(super) async fn respond(
-        &self,
-        request: Request<Incoming>,
-        who: &str,
-        may_order: bool,
-    ) -> Response<Full<Bytes>> {
-        let answer = if may_order { self.answer(request, who).await } else { Err(Trouble::no_right(who)) };
-        let (status, document) = match answer {
-            Ok(document) => (StatusCode::OK, document),
-            Err(trouble) => {
-                let complaint = Complaint { error: trouble.error, hint: trouble.hint };
-                (trouble.status, json!(complaint))
-            }
+    pub(super) async fn respond(&self, request: Request<Incoming>, asker: &Asker) -> Response<Bytes> {
+        let (head, body) = request.into_parts();
+        let answer = match (&head.method, head.uri.path()) {
+            _ if matches!(asker.leave, Leave::Nothing) => Err(asker.refused("give orders here")),
+            (&Method::GET, metrics::PATH) => self.metrics(asker).await.map(|text| reply(metrics::CONTENT_TYPE, text)),
+            _ => self.answer(&head, body, asker).await.map(|document| reply(JSON, document.to_string())),
         };
-        let mut response = Response::new(Full::from(document.to_string()));
-        *response.status_mut() = status;
-        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        response
+        answer.unwrap_or_else(Trouble::respond)
     }
 
-    async fn answer(&self, request: Request<Incoming>, who: &str) -> Answer {
-        let (head, body) = request.into_parts();
+    /// What is about a repository that the order names, and so for those, too, who may give orders about that one alone.
+    async fn answer(&self, head: &request::Parts, body: Incoming, asker: &Asker) -> Answer {
+        let tag = async |body| {
+            let order: TagOrder = order(body).await?;
+            self.allow_name(asker, &order.name)?;
+            Ok::<_, Trouble>(order)
+        };
+        let move_tag = async |how, body| document(&self.move_tag(&tag(body).await?, how).await?);
+        match (&head.method, head.uri.path()) {
+            (&Method::GET, "/ls") => {
+                self.allow_something(asker)?;
+                let mut lines = self.list(name_of(head.uri.query())?.as_deref()).await?;
+                lines.retain(|line| self.may_list(asker, &line.repository));
+                document(&lines)
+            }
+            (&Method::POST, "/tag") => document(&self.tag(&tag(body).await?).await?),
+            (&Method::POST, "/tag/rollback") => move_tag(TagMoves::Rollback, body).await,
+            (&Method::POST, "/tag/pin") => move_tag(TagMoves::Pin, body).await,
+            (&Method::POST, "/tag/unpin") => move_tag(TagMoves::Unpin, body).await,
+            (&Method::POST, "/tag/release") => move_tag(TagMoves::Release, body).await,
+            (&Method::POST, "/verify") => {
+                let order: VerifyOrder = order(body).await?;
+                match &order.name {
+                    Some(name) => self.allow_name(asker, name)?,
+                    None => self.allow_everything(asker)?,
+                }
+                document(&self.verify(order).await?)
+            }
+            _ => {
+                self.allow_everything(asker)?;
+                self.answer_to_all(head, body, &asker.who).await
+            }
+        }
+    }
+
+    /// The rest, for those who may give all orders.
+    async fn answer_to_all(&self, head: &request::Parts, body: Incoming, who: &str) -> Answer {
         let (gate, store, keep) = (&self.source.gate, &self.source.store, &self.source.keep);
-        let move_tag = async |how, body| document(&self.move_tag(&order(body).await?, how).await?);
         match (&head.method, head.uri.path()) {
             (&Method::GET, "/gate") => document(&gate.status()),
             (&Method::POST, "/gate/open") => document(&self.open(order(body).await?, who).await?),
             (&Method::POST, "/gate/close") => document(&self.close(order(body).await?, who).await?),
             (&Method::GET, "/status") => document(&self.report().await?),
             (&Method::GET, "/status/wanted") => document(&store.wanted().await?),
-            (&Method::GET, "/ls") => document(&self.list(name_of(head.uri.query())?.as_deref()).await?),
-            (&Method::POST, "/tag") => document(&self.tag(&order(body).await?).await?),
-            (&Method::POST, "/tag/rollback") => move_tag(TagMoves::Rollback, body).await,
-            (&Method::POST, "/tag/pin") => move_tag(TagMoves::Pin, body).await,
-            (&Method::POST, "/tag/unpin") => move_tag(TagMoves::Unpin, body).await,
-            (&Method::POST, "/tag/release") => move_tag(TagMoves::Release, body).await,
             (&Method::POST, "/gc") => {
                 let CollectOrder { dry_run } = order(body).await?;
                 document(&keep.collect(dry_run).await?)
             }
-            (&Method::POST, "/verify") => document(&self.verify(order(body).await?).await?),
             (&Method::GET, "/verify") => {
                 let (checked, size_bytes) = keep.progress().so_far();
                 document(&VerifyReport { checked, size_bytes, ..VerifyReport::default() })
@@ -106,6 +124,15 @@ impl Office {
                 Err(Trouble { status: StatusCode::NOT_FOUND, error, hint: Some(hint) })
             }
         }
+    }
+
+    async fn metrics(&self, asker: &Asker) -> Result<String, Trouble> {
+        self.allow_metrics(asker)?;
+        metrics::render(&self.report().await?).map_err(|why| Trouble {
+            status: StatusCode::INTERNAL_SERVER_ERROR,
+            error: format!("cannot write the metrics: {why}"),
+            hint: None,
+        })
     }
 
     async fn open(&self, order: OpenOrder, caller: &str) -> Result<GateStatus, Trouble> {
@@ -212,10 +239,10 @@ impl Office {
 }
 
 impl Trouble {
-    fn no_right(who: &str) -> Self {
-        let hint = "run this as root or as the user that runs the server, or be of the group that `admin.group` names";
-        let error = format!("{who} may not give orders here");
-        Self { status: StatusCode::FORBIDDEN, error, hint: Some(hint.to_owned()) }
+    pub(super) fn respond(self) -> Response<Bytes> {
+        let mut response = reply(JSON, json!(Complaint { error: self.error, hint: self.hint }).to_string());
+        *response.status_mut() = self.status;
+        response
     }
 
     pub(super) fn wrong(error: impl Into<String>, hint: impl Into<String>) -> Self {
@@ -255,6 +282,12 @@ impl From<GateError> for Trouble {
         };
         Self { status, error: with_causes(&why), hint: why.hint() }
     }
+}
+
+fn reply(content_type: &'static str, text: String) -> Response<Bytes> {
+    let mut response = Response::new(text.into());
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
 }
 
 fn document(value: &impl Serialize) -> Answer {

@@ -1,4 +1,4 @@
-//! The admin API: JSON over HTTP/1.1 on a unix socket in the data folder, for the user that runs the server.
+//! The admin API: JSON over HTTP, on a unix socket in the data folder, and on TCP where `admin.listen` says so.
 //!
 //! ```text
 //! GET  /status              what the server is, has and does        -> StatusReport
@@ -17,24 +17,35 @@
 //! POST /watch       WatchOrder: requests for a name, from now on     -> WatchReport, with its number
 //! POST /watch/end   WatchReport's number: what was seen              -> [Seen]
 //! GET  /ready               whether the store answers               -> {"status": "ready"}
+//! GET  /metrics             the status as Prometheus reads it       -> text
 //! ```
-//! Errors are `{"error": "…", "hint": "…" or null}` with a 4xx or 5xx. Root, the user that runs the server and the members of
-//! `admin.group` may do all of it, others nothing: by the socket's mode, and by who the kernel says is calling.
+//! Errors are `{"error": "…", "hint": "…" or null}` with a 4xx or 5xx.
+//!
+//! By the socket, root, the user that runs the server and the members of `admin.group` may do all of it, others nothing:
+//! by the socket's mode, and by who the kernel says is calling. Over TCP everybody logs in as at the registry, and the
+//! access rules' verb `admin` says what they may: on everything all of it, on a repository `/tag…`, `/verify` with its
+//! name, and its lines of `/ls`. `admin.metrics_to` may read `/metrics`, and no more. A POST there has
+//! `Content-Type: application/json`.
 
 mod api;
 mod check;
 mod client;
+mod metrics;
+mod network;
 mod peer;
 mod report;
+mod rights;
+mod settings;
 mod socket;
 mod tags;
 
 use std::io;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use http_body_util::Full;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -46,11 +57,13 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 pub use client::AdminClient;
-pub use peer::AdminSettings;
+pub use network::{CONNECTIONS_MAX, CONNECTIONS_PER_ADDRESS_MAX};
 pub use report::{CheckOrder, WatchEnd, WatchOrder};
 pub use report::{CloseOrder, CollectOrder, OpenOrder, RouteLine, StatusReport, TagOrder, TagReport, VerifyOrder};
+pub use settings::AdminSettings;
 
 use peer::Caller;
+use rights::{Asker, Leave};
 
 use crate::access::Access;
 use crate::clock::Clock;
@@ -58,17 +71,22 @@ use crate::gate::Gate;
 use crate::keep::Keep;
 use crate::names::Routes;
 use crate::pull::Pull;
-use crate::server::Recent;
+use crate::server::{BindError, Listeners, Recent, ServerSettings};
 use crate::store::Store;
 use crate::tls::ServerTls;
 use crate::upstream::Upstream;
 
-/// The admin socket of a running server, bound.
+/// The admin socket of a running server, and its ports for orders, bound.
 pub struct Admin {
     listener: UnixListener,
     path: PathBuf,
     /// Whose members may give orders, too.
     group: Option<u32>,
+    /// Taken by [`Admin::run`].
+    network: Mutex<Option<Listeners>>,
+    origins: Vec<String>,
+    /// What one connection over the network may cost.
+    limits: ServerSettings,
     office: Arc<Office>,
 }
 
@@ -107,6 +125,14 @@ pub enum AdminError {
         #[source]
         source: io::Error,
     },
+    #[error("[admin] listen: cannot listen on `{address}`")]
+    Listen {
+        address: SocketAddr,
+        #[source]
+        source: io::Error,
+    },
+    #[error("[admin] listen: {}", settings::exposed(*.address))]
+    Exposed { address: SocketAddr },
     #[error("[admin] group: there is no group `{group}`")]
     NoGroup { group: String },
     #[error("[admin] group: cannot give `{}` to the group {group}", path.display())]
@@ -162,6 +188,11 @@ impl AdminError {
             }
             Self::Lend { .. } => "let the user that runs sealock be of that group, or name one that it is of",
             Self::NotASocket { .. } => "move it away",
+            Self::Listen { source, .. } if source.kind() == io::ErrorKind::AddrInUse => {
+                "another program listens there, or `server.listen` names it, too; write another address"
+            }
+            Self::Listen { .. } => "write an address of this machine and a port above 1023, such as 127.0.0.1:5001",
+            Self::Exposed { .. } => settings::EXPOSED_HINT,
             Self::NoGroup { .. } => "write a group of /etc/group, or its number",
             Self::Refused { hint, .. } => return hint.clone(),
             Self::Bind { .. } | Self::Open { .. } | Self::Broken { .. } => return None,
@@ -171,9 +202,19 @@ impl AdminError {
 }
 
 impl Admin {
-    /// Binds the socket in `data`. What a crashed process left there is replaced: the store's lock says that this process
-    /// is the folder's only owner.
-    pub async fn bind(data: &Path, settings: &AdminSettings, source: StatusSource) -> Result<Self, AdminError> {
+    /// Binds the ports, and the socket in the data folder. What a crashed process left there is replaced: the store's
+    /// lock says that this process is the folder's only owner.
+    pub async fn bind(
+        server: &ServerSettings,
+        settings: &AdminSettings,
+        source: StatusSource,
+    ) -> Result<Self, AdminError> {
+        if let Some(address) = settings.exposed(source.tls.is_some()) {
+            return Err(AdminError::Exposed { address });
+        }
+        let listeners = Listeners::default().and(&settings.listen, source.tls.as_ref()).await;
+        let listeners = listeners.map_err(|BindError { address, source }| AdminError::Listen { address, source })?;
+        let data = &server.data;
         let path = data.join(SOCKET_NAME);
         let group = settings
             .group
@@ -182,11 +223,27 @@ impl Admin {
         let group = group.transpose()?;
         let listener = socket::bind(data, group)?;
         let office = Arc::new(Office { started_at: source.clock.now(), source });
-        Ok(Self { listener, path, group, office })
+        let (origins, limits) = (listeners.origins(), server.clone());
+        Ok(Self { listener, path, group, network: Mutex::new(Some(listeners)), origins, limits, office })
+    }
+
+    /// Where orders are taken over the network, with their schemes: `https://127.0.0.1:5001`.
+    pub fn origins(&self) -> &[String] {
+        &self.origins
     }
 
     /// Answers until `stop`, then takes the socket away.
     pub async fn run(&self, stop: CancellationToken) {
+        let listeners = self.network.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let by_network = async {
+            if let Some(listeners) = listeners {
+                network::serve(listeners, Arc::clone(&self.office), &self.limits, stop.clone()).await;
+            }
+        };
+        tokio::join!(self.run_socket(stop.clone()), by_network);
+    }
+
+    async fn run_socket(&self, stop: CancellationToken) {
         let (tasks, seats) = (TaskTracker::new(), Arc::new(Semaphore::new(COMMANDS_MAX)));
         let taking = async {
             while let Ok(seat) = Arc::clone(&seats).acquire_owned().await {
@@ -225,9 +282,10 @@ async fn serve(stream: UnixStream, office: Arc<Office>, group: Option<u32>, stop
     if !may_order {
         warn!(who, "turned {who} away from the admin socket");
     }
+    let asker = Arc::new(Asker { who, leave: if may_order { Leave::Everything } else { Leave::Nothing } });
     let service = service_fn(move |request| {
-        let (office, who) = (Arc::clone(&office), who.clone());
-        async move { Ok::<_, std::convert::Infallible>(office.respond(request, &who, may_order).await) }
+        let (office, asker) = (Arc::clone(&office), Arc::clone(&asker));
+        async move { Ok::<_, std::convert::Infallible>(office.respond(request, &asker).await.map(Full::new)) }
     });
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).keep_alive(false);

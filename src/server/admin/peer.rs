@@ -4,24 +4,7 @@
 
 use std::fmt;
 
-use serde::Deserialize;
 use tokio::net::UnixStream;
-
-/// `[admin]`: who may give orders besides root and the user that runs the server.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct AdminSettings {
-    /// A group of `/etc/group`, or its number, whose members may.
-    pub group: Option<String>,
-}
-
-impl AdminSettings {
-    /// What does not fit this machine.
-    pub fn wrong_here(&self) -> Option<String> {
-        let group = self.group.as_deref().filter(|group| group_number(group).is_none())?;
-        Some(format!("there is no group `{group}`; write one of /etc/group, or its number"))
-    }
-}
 
 /// The process at the other end.
 #[derive(Clone, Debug, PartialEq, Eq)]

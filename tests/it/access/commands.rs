@@ -80,7 +80,9 @@ fn robots_are_listed_without_what_would_let_them_in() {
 fn explain_names_the_rule_and_the_repository() {
     let rules = rule("security-products/**", &["pull"], &["anonymous"])
         + &rule("team/**", &["pull", "push"], &["user:alice"])
-        + &rule("team/**", &["pull"], &["robot:ci"]);
+        + &rule("team/**", &["pull"], &["robot:ci"])
+        + &rule("team/**", &["admin"], &["user:alice"])
+        + &rule("**", &["admin"], &["certificate:ops"]);
     let folder = folder(&format!("presets = [\"gitlab\"]\n{rules}"));
     run(folder.path(), &["user", "add", "alice"], "sesame-open");
     for (asked, code, words) in [
@@ -95,6 +97,11 @@ fn explain_names_the_rule_and_the_repository() {
         (&["alice", "delete", "team/app"], 1, "no rule allows it"),
         (&["bob", "pull", "team/app"], 1, "no rule allows it (there is no user `bob`)"),
         (&["robot:ci", "pull", "team/app"], 0, "rule 3,"),
+        (&["alice", "admin", "team/app"], 0, "rule 4, for `team/**` (`admin.listen` names no address"),
+        (&["alice", "admin", "other/app"], 1, "no rule with the verb `admin` allows it"),
+        (&["anonymous", "admin", "team/app"], 1, "no rule allows it to anonymous callers"),
+        (&["certificate:ops", "admin", "other/app"], 0, "rule 5, for `**`"),
+        (&["certificate:ops", "pull", "other/app"], 1, "no rule allows it"),
     ] {
         let mut arguments = vec!["access", "explain"];
         arguments.extend(asked);
@@ -105,6 +112,31 @@ fn explain_names_the_rule_and_the_repository() {
     let (_, out, _) = run(folder.path(), &["access", "explain", "alice", "pull", "security-products/x"], "");
     assert!(out.contains("repository: registry.gitlab.com/security-products/x\n"), "{out}");
     assert!(out.contains("its names:  registry.gitlab.com/security-products/x, security-products/x\n"), "{out}");
+}
+
+#[test]
+fn without_rules_users_may_do_everything_but_give_orders() {
+    let folder = folder("presets = []\n[admin]\nlisten = [\"127.0.0.1:5001\"]\n");
+    let explain = |caller: &str, verb: &str| {
+        let (code, out, _) = run(folder.path(), &["access", "explain", caller, verb, "team/app"], "");
+        (code, out.lines().next().unwrap().to_owned())
+    };
+    let denied = |caller: &str, why: &str| {
+        assert_eq!(explain(caller, "admin"), (1, format!("`{caller}` may not admin `team/app`: {why}")));
+    };
+    // Nobody can log in yet.
+    assert_eq!(explain("anonymous", "push").0, 0);
+    denied("anonymous", "no rule allows it to anonymous callers");
+    denied("alice", "no rule with the verb `admin` allows it");
+    run(folder.path(), &["user", "add", "alice"], "sesame-open");
+    let ops = ["robot", "add", "ops", "--repository", "team/**", "--verbs", "admin", "--for", "90d"];
+    assert_eq!(run(folder.path(), &ops, "").0, 0);
+    let may = "`alice` may delete `team/app`: there are no rules: users may pull, push and delete";
+    assert_eq!(explain("alice", "delete"), (0, may.to_owned()));
+    denied("alice", "no rule with the verb `admin` allows it");
+    let may = "`robot:ops` may admin `team/app`: the robot's own scope, `team/**`";
+    assert_eq!(explain("robot:ops", "admin"), (0, may.to_owned()));
+    assert_eq!(explain("robot:ops", "pull").0, 1);
 }
 
 #[tokio::test]

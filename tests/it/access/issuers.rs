@@ -159,6 +159,30 @@ async fn a_job_pushes_with_its_token_as_the_password() {
 }
 
 #[tokio::test]
+async fn a_job_gives_orders_by_a_rule_and_reads_metrics_by_a_claim_that_no_rule_asks_for() {
+    // Invariant 14
+    let signer = Signer::es256("ec");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("keys.json");
+    std::fs::write(&file, set(&[&signer])).unwrap();
+    let rules = rule("**", &["admin"], &["claim:project_path=ops/*,ref_protected=true"]);
+    let metrics = format!("{}metrics_to = [\"claim:environment=monitoring\"]\n", orders::LISTEN);
+    let site = setup(&format!("jwks_file = {file:?}")).settings(&rules).settings(&metrics).start().await;
+    for (claims, status, metrics) in [
+        (json!({ "project_path": "ops/gate" }), 200, 200),
+        (json!({ "project_path": "ops/gate", "ref_protected": "false" }), 403, 403),
+        (json!({ "environment": "monitoring" }), 403, 200),
+        (json!({}), 403, 403),
+    ] {
+        let job = signer.token(&site, &claims);
+        for shown in [format!("Bearer {job}"), basic("gitlab-ci-token", &job)] {
+            assert_eq!(orders::ask_admin(&site, "/status", &shown).await, status, "{claims}");
+            assert_eq!(orders::ask_admin(&site, "/metrics", &shown).await, metrics, "{claims}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn keys_are_fetched_with_the_gate_closed_and_put_on_record() {
     // Invariants 1, 15, 19
     let signer = Signer::es256("ec");

@@ -3,6 +3,7 @@
 mod commands;
 mod issuers;
 mod logins;
+mod orders;
 mod rules;
 mod secrets;
 mod tokens;

@@ -3,7 +3,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::book::Book;
+use jiff::Timestamp;
+
+use super::book::{Book, Entries};
 use super::caller::{Mark, Subject, Verb};
 use super::member::{Claims, Member};
 use super::rules::{Mode, Private, Rules};
@@ -40,31 +42,52 @@ pub fn explain(
     routes: Arc<Routes>,
     private: Private,
     question: Question<'_>,
+    now: Timestamp,
 ) -> Result<Explanation, String> {
     let target = routes.resolve(question.name, question.namespace).map_err(|why| why.to_string())?;
     let names = routes.names_of(&target.repository).iter().map(ToString::to_string).collect();
     let rules = Rules::new(settings, routes, private);
     let entries = Book::open(&super::folder(data), settings.htpasswd.as_deref()).now();
     let subject = subject(question.caller)?;
-    let (scope, mut note) = match &subject {
-        Subject::Robot { name, .. } => match entries.robots.by_name.get(name) {
-            Some(robot) => (Some(&robot.scope), String::new()),
-            None => (None, format!(" (there is no robot `{name}`)")),
-        },
-        Subject::User { name, .. } if !entries.users.accounts.contains_key(name) => {
-            (None, format!(" (there is no user `{name}`)"))
-        }
-        _ => (None, String::new()),
-    };
     let mode = Mode::of(&rules, entries.exists);
-    if mode == Mode::Open {
-        note.clear();
-    }
-    let (allowed, why) = match rules.judge(mode, &subject, scope, question.verb, &target.repository) {
+    let robot = match &subject {
+        Subject::Robot { name, .. } => entries.robots.by_name.get(name),
+        _ => None,
+    };
+    let scope = robot.map(|robot| &robot.scope);
+    let nobody = nobody(&subject, &entries, now);
+    // Where there are no logins, whoever shows one is as good as anybody.
+    let judged = if mode == Mode::Open && nobody.is_some() { &Subject::Anonymous } else { &subject };
+    let (may, why) = match rules.judge(mode, judged, scope, question.verb, &target.repository) {
         Ok(grounds) => (true, rules.explain(&grounds, scope)),
         Err(reason) => (false, reason.to_string()),
     };
-    Ok(Explanation { allowed, why: format!("{why}{note}"), repository: target.repository.to_string(), names })
+    let (allowed, why) = match nobody {
+        Some(nobody) if mode != Mode::Open => {
+            let would = if may { "would be allowed" } else { "would be denied" };
+            (false, format!("{nobody}; with such a login it {would}: {why}"))
+        }
+        Some(nobody) if !may => (false, format!("{why} ({nobody})")),
+        _ => (may, why),
+    };
+    Ok(Explanation { allowed, why, repository: target.repository.to_string(), names })
+}
+
+/// Why nobody can log in as that, if so.
+fn nobody(subject: &Subject, entries: &Entries, now: Timestamp) -> Option<String> {
+    let missing = match subject {
+        Subject::User { name, .. } if !entries.users.accounts.contains_key(name) => {
+            format!("there is no user `{name}`")
+        }
+        Subject::Robot { name, .. } => match entries.robots.by_name.get(name) {
+            Some(robot) if robot.expires_at > now => return None,
+            Some(_) => return Some(format!("the token of robot `{name}` has expired")),
+            None => format!("there is no robot `{name}`"),
+        },
+        _ => return None,
+    };
+    // It may be in a file that cannot be read.
+    Some([missing].into_iter().chain(entries.problems()).collect::<Vec<_>>().join("; "))
 }
 
 fn subject(text: &str) -> Result<Subject, String> {

@@ -5,6 +5,7 @@ use serde_json::json;
 
 use super::{Common, Failure, print};
 use crate::access::{self, AccessReport, Verb};
+use crate::clock::Clock;
 use crate::oci::RepositoryName;
 
 #[derive(Subcommand)]
@@ -48,6 +49,7 @@ impl AccessCommand {
                 name: &asked.name,
                 namespace: asked.ns.as_deref(),
             },
+            Clock::system().now(),
         )
         .map_err(Failure::found)?;
         let mut why = explanation.why;

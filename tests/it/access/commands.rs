@@ -95,8 +95,12 @@ fn explain_names_the_rule_and_the_repository() {
         (&["anonymous", "push", "security-products/semgrep"], 1, "no rule allows it to anonymous callers"),
         (&["alice", "push", "team/app"], 0, "rule 2, for `team/**`"),
         (&["alice", "delete", "team/app"], 1, "no rule allows it"),
-        (&["bob", "pull", "team/app"], 1, "no rule allows it (there is no user `bob`)"),
-        (&["robot:ci", "pull", "team/app"], 0, "rule 3,"),
+        (&["bob", "pull", "team/app"], 1, "there is no user `bob`; with such a login it would be denied: no rule"),
+        (
+            &["robot:ci", "pull", "team/app"],
+            1,
+            "there is no robot `ci`; with such a login it would be allowed: rule 3,",
+        ),
         (&["alice", "admin", "team/app"], 0, "rule 4, for `team/**` (`admin.listen` names no address"),
         (&["alice", "admin", "other/app"], 1, "no rule with the verb `admin` allows it"),
         (&["anonymous", "admin", "team/app"], 1, "no rule allows it to anonymous callers"),
@@ -127,7 +131,7 @@ fn without_rules_users_may_do_everything_but_give_orders() {
     // Nobody can log in yet.
     assert_eq!(explain("anonymous", "push").0, 0);
     denied("anonymous", "no rule allows it to anonymous callers");
-    denied("alice", "no rule with the verb `admin` allows it");
+    denied("alice", "no rule allows it to anonymous callers (there is no user `alice`)");
     run(folder.path(), &["user", "add", "alice"], "sesame-open");
     let ops = ["robot", "add", "ops", "--repository", "team/**", "--verbs", "admin", "--for", "90d"];
     assert_eq!(run(folder.path(), &ops, "").0, 0);
@@ -137,6 +141,31 @@ fn without_rules_users_may_do_everything_but_give_orders() {
     let may = "`robot:ops` may admin `team/app`: the robot's own scope, `team/**`";
     assert_eq!(explain("robot:ops", "admin"), (0, may.to_owned()));
     assert_eq!(explain("robot:ops", "pull").0, 1);
+    // As the server would say now: nobody logs in by a token that has ended, or from a file that cannot be read.
+    let access = folder.path().join("data/access");
+    let text = std::fs::read_to_string(access.join("robots.json")).unwrap();
+    let mut robots: Value = serde_json::from_str(&text).unwrap();
+    robots["robots"]["ops"]["expires_at"] = "2020-01-01T00:00:00Z".into();
+    std::fs::write(access.join("robots.json"), robots.to_string()).unwrap();
+    denied(
+        "robot:ops",
+        "the token of robot `ops` has expired; with such a login it would be allowed: the robot's own scope, \
+                         `team/**`",
+    );
+    std::fs::remove_file(access.join("users")).unwrap();
+    std::fs::create_dir(access.join("users")).unwrap();
+    let (code, told) = explain("alice", "pull");
+    assert!(code == 1 && told.contains("data/access/users` cannot be used"), "{told}");
+}
+
+#[test]
+fn explain_knows_what_needs_a_login_where_nobody_has_one() {
+    let upstream = "[upstream.corp]\nhost = \"corp.test\"\nusername = \"u\"\npassword_file = \"p\"\n";
+    let folder = folder(&format!("presets = []\n{upstream}"));
+    let explain = |name: &str| run(folder.path(), &["access", "explain", "alice", "pull", name], "");
+    assert_eq!(explain("team/app").0, 0);
+    let (code, out, _) = explain("corp.test/app");
+    assert!(code == 1 && out.contains("needs a login") && out.contains("there is no user `alice`"), "{out}");
 }
 
 #[tokio::test]

@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::{self, PemObject};
@@ -103,6 +105,13 @@ fn in_words(why: &pem::Error) -> String {
         pem::Error::IllegalSectionStart { .. } => "a block has no proper beginning".to_owned(),
         why => why.to_string(),
     }
+}
+
+/// The PEM block of a certificate.
+pub fn to_pem(certificate: &CertificateDer<'_>) -> String {
+    let encoded = STANDARD.encode(certificate);
+    let lines: Vec<_> = encoded.as_bytes().chunks(64).map(String::from_utf8_lossy).collect();
+    format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
 }
 
 /// The system's authorities, read once. None at all is no error here: a site may trust nothing but its own.

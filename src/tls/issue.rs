@@ -6,6 +6,7 @@
 //! server.crt  shown to clients, issued by ca.crt       825 days
 //! server.key  its key                                  0600
 //! ```
+//! Everybody may look into the folder (0755): clients on this machine, and `sealock client-config`, read the authority.
 //! ECDSA over P-256 throughout: every client of the last fifteen years takes it. The server's certificate lasts as long
 //! as the strictest of them allows one of a private authority (825 days: Apple's limit), because who has to renew by hand
 //! renews late. The authority has no name constraints: a renewal may add names, and not every client reads them.
@@ -14,7 +15,7 @@
 use std::fs;
 use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -286,7 +287,11 @@ fn read_ca_key(path: &Path) -> Result<KeyPair, IssueError> {
 }
 
 fn make_folder(path: &Path) -> Result<(), IssueError> {
-    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    if path.is_dir() {
+        return Ok(());
+    }
+    // Whatever the umask says, as for the files.
+    let made = fs::create_dir_all(path).and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(0o755)));
     made.map_err(|source| IssueError::Write { path: path.to_owned(), source })
 }
 

@@ -14,7 +14,7 @@ mod pair;
 mod server;
 mod settings;
 
-pub use client::{CA_FILE_SIZE_MAX, TlsError, client_config, read_certificates};
+pub use client::{CA_FILE_SIZE_MAX, TlsError, client_config, read_certificates, to_pem};
 pub use facts::Facts;
 pub use issue::{Folder, InvalidName, IssueError, Name, init, renew};
 pub use pair::PairError;

@@ -36,7 +36,7 @@ fn four_files_are_made_and_none_is_ever_overwritten_unasked() {
     let folder = tempfile::tempdir().unwrap();
     let told = done(folder.path(), &MAKE);
     let certs = folder.path().join("certs");
-    assert_eq!(mode(&certs), 0o700);
+    assert_eq!(mode(&certs), 0o755, "others read the authority there; each key is its owner's alone");
     for (name, expected) in [("ca.crt", 0o644), ("ca.key", 0o600), ("server.crt", 0o644), ("server.key", 0o600)] {
         assert_eq!(mode(&certs.join(name)), expected, "{name}");
     }

@@ -8,8 +8,10 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
+use crate::cli::{done, serve};
 use crate::support::far::FarRegistry;
 use crate::support::site::Sealock;
+use crate::support::tls::Authority;
 
 fn client_config(folder: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sealock"));
@@ -93,7 +95,10 @@ fn what_cannot_be_right_is_told_with_what_to_write() {
         (&["docker", "--address", "https://registry:5000"], "write a host and a port"),
         (&["docker", "--ca-file", "none.crt"], "cannot read the certificates in `none.crt`"),
         (&["docker", "--user", "a b"], "use letters, digits"),
-        (&["gitlab", "--write"], "gitlab needs no file here"),
+        (&["docker", "--scheme", "http", "--ca-file", "ca.crt"], "nothing to check on plain HTTP"),
+        (&["docker", "--scheme", "http", "--client-cert", "a", "--client-key", "b"], "nothing to check on plain HTTP"),
+        (&["docker", "--client-cert", "none.crt"], "--client-key"),
+        (&["docker", "--client-cert", "a b.crt", "--client-key", "b"], "rename it"),
         (&["harbour"], "invalid value 'harbour'"),
         (&["docker", "--check"], "no sealock serves `data`"),
     ];
@@ -237,4 +242,178 @@ async fn a_pull_that_fails_is_told_with_what_to_do() {
         assert_eq!(output.status.code(), Some(1));
         assert!(words(&output).contains(expected), "{expected}: {}", words(&output));
     }
+}
+
+const NAME: &str = "registry.site.internal:5000";
+const PLAIN: &str = "note: plain HTTP: whoever is on the way reads passwords and changes images";
+
+#[test]
+fn plain_http_is_told_to_others_only_where_it_was_said_and_never_without_a_word() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    fs::write(at.join("open.toml"), "[server]\nlisten = [\"0.0.0.0:5000\"]\n").unwrap();
+    fs::write(at.join("meant.toml"), "[server]\nlisten_plain = [\"0.0.0.0:5000\"]\nlisten = []\n").unwrap();
+    for settings in [&[][..], &["-c", "open.toml"]] {
+        for kind in ["docker", "podman", "containerd", "k3s", "trivy", "gitlab", "oras"] {
+            let refused = client_config(at, &[settings, &[kind, "--address", NAME]].concat());
+            assert_eq!(refused.status.code(), Some(2), "{refused:?}");
+            let words = words(&refused);
+            for expected in ["--scheme http", "--ca-file", "[tls]"] {
+                assert!(words.contains(expected) && refused.stdout.is_empty(), "{words}");
+            }
+        }
+    }
+    for arguments in [&["--scheme", "http"][..], &["-c", "meant.toml"]] {
+        for kind in ["docker", "podman", "containerd", "k3s", "trivy", "gitlab", "oras"] {
+            let output = client_config(at, &[&[kind, "--address", NAME], arguments].concat());
+            assert!(output.status.success() && words(&output).contains(PLAIN), "{kind} {arguments:?}: {output:?}");
+        }
+    }
+    let here = client_config(at, &["docker"]);
+    assert!(words(&here).contains("http://127.0.0.1:5000") && !words(&here).contains(PLAIN), "{here:?}");
+    // One that runs and speaks it is as good as a setting.
+    let serving = serve(at, &[]);
+    let port = serving.banner[0].rsplit(':').next().unwrap().to_owned();
+    let output = client_config(at, &["docker", "--address", &format!("registry.site.internal:{port}")]);
+    assert!(output.status.success() && words(&output).contains(PLAIN), "{output:?}");
+}
+
+#[test]
+fn the_servers_own_certificate_counts_also_where_only_its_command_line_names_it() {
+    let (folder, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let at = folder.path();
+    done(at, &["certs", "init", "--host", "registry.site.internal", "--ip", "10.0.0.5"]);
+    let serving = serve(at, &["--certificate", "certs/server.crt"]);
+    let port = serving.banner[0].rsplit(':').next().unwrap().to_owned();
+    let (address, root) = (format!("registry.site.internal:{port}"), elsewhere.path().display().to_string());
+    let written = client_config(at, &["docker", "--address", &address, "--write", "--root", &root]);
+    assert!(written.status.success() && !words(&written).contains(PLAIN), "{written:?}");
+    let docker = elsewhere.path().join("etc/docker");
+    let trusted = fs::read_to_string(docker.join(format!("certs.d/{address}/ca.crt"))).unwrap();
+    assert!(trusted.ends_with(&fs::read_to_string(at.join("certs/ca.crt")).unwrap()), "{trusted}");
+    let json: Value = serde_json::from_str(&fs::read_to_string(docker.join("daemon.json")).unwrap()).unwrap();
+    assert_eq!(json, serde_json::json!({ "registry-mirrors": [format!("https://{address}")] }));
+    // From another folder, and without a name: it is the certificate's.
+    let data = at.join("data").display().to_string();
+    let printed = client_config(elsewhere.path(), &["--data", &data, "podman"]);
+    assert!(words(&printed).contains(&format!("certs.d/{address}/ca.crt")), "{printed:?}");
+    drop(serving);
+    let refused = client_config(at, &["docker", "--address", &address]);
+    assert_eq!(refused.status.code(), Some(2), "{refused:?}");
+}
+
+#[test]
+fn an_authority_that_cannot_be_read_or_is_none_is_never_left_out_without_a_word() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    done(at, &["certs", "init", "--host", "registry.site.internal"]);
+    fs::write(at.join("site.toml"), "[tls]\ncertificate = \"certs/server.crt\"\n").unwrap();
+    let trusting = |more: &[&str]| client_config(at, &[&["-c", "site.toml", "podman"], more].concat());
+    assert!(words(&trusting(&[])).contains("certs.d/registry.site.internal:5000/ca.crt"));
+
+    let leaf = trusting(&["--ca-file", "certs/server.crt"]);
+    assert_eq!(leaf.status.code(), Some(2), "{leaf:?}");
+    assert!(words(&leaf).contains("`certs/server.crt` is no authority") && words(&leaf).contains("ca.crt"), "{leaf:?}");
+    let alone = rcgen::generate_simple_self_signed(["registry.site.internal".to_owned()]).unwrap();
+    fs::write(at.join("alone.crt"), alone.cert.pem()).unwrap();
+    let other = trusting(&["--ca-file", "alone.crt"]);
+    assert_eq!(other.status.code(), Some(2), "the server shows another: {other:?}");
+    fs::write(at.join("alone.toml"), "[tls]\ncertificate = \"alone.crt\"\n").unwrap();
+    let own = client_config(at, &["-c", "alone.toml", "podman", "--ca-file", "alone.crt"]);
+    assert!(own.status.success(), "{own:?}");
+
+    // As a folder that may not be entered, which root cannot have.
+    fs::rename(at.join("certs/ca.crt"), at.join("ca.crt")).unwrap();
+    std::os::unix::fs::symlink("ca.crt", at.join("certs/ca.crt")).unwrap();
+    let unread = trusting(&["--address", NAME]);
+    assert_eq!(unread.status.code(), Some(1), "{unread:?}");
+    assert!(words(&unread).contains("certs/ca.crt") && words(&unread).contains("--ca-file"), "{unread:?}");
+    assert!(trusting(&["--address", NAME, "--ca-file", "ca.crt"]).status.success());
+    fs::rename(at.join("certs"), at.join("gone")).unwrap();
+    for more in [&[][..], &["--address", NAME]] {
+        let unread = trusting(more);
+        assert_eq!(unread.status.code(), Some(1), "{unread:?}");
+        assert!(words(&unread).contains("certs/server.crt") && words(&unread).contains("--ca-file"), "{unread:?}");
+    }
+}
+
+#[test]
+fn what_goes_into_no_file_is_printed_and_that_is_no_failure() {
+    let folder = tempfile::tempdir().unwrap();
+    for more in [&["--write"][..], &["--dry-run"]] {
+        let done = client_config(folder.path(), &[&["gitlab"], more].concat());
+        assert!(done.status.success(), "{done:?}");
+        for expected in ["SECURE_ANALYZERS_PREFIX", "note: no file of this machine"] {
+            assert!(words(&done).contains(expected), "{done:?}");
+        }
+    }
+    let report = client_config(folder.path(), &["gitlab", "--write", "--json"]);
+    let report: Value = serde_json::from_slice(&report.stdout).unwrap();
+    assert!(report["snippets"][0]["text"].as_str().unwrap().contains("SECURE_ANALYZERS_PREFIX"), "{report}");
+}
+
+#[test]
+fn a_clients_certificate_goes_where_each_kind_takes_it_and_its_key_is_never_shown() {
+    // Invariant 12
+    let folder = tempfile::tempdir().unwrap();
+    let (at, root) = (folder.path(), folder.path().join("root").display().to_string());
+    fs::create_dir(at.join("root")).unwrap();
+    let company = Authority::new("company");
+    let (client, other) = (company.issue(&["node"]), company.issue(&["other"]));
+    client.write(at, "client");
+    other.write(at, "other");
+    fs::write(at.join("company.crt"), &company.pem).unwrap();
+    done(at, &["certs", "init", "--host", "registry.site.internal"]);
+    let settings = |auth: &str| {
+        format!("[tls]\ncertificate = \"certs/server.crt\"\nclient_ca = \"company.crt\"\nclient_auth = \"{auth}\"\n")
+    };
+    fs::write(at.join("required.toml"), settings("required")).unwrap();
+    fs::write(at.join("optional.toml"), settings("optional")).unwrap();
+    let places = [
+        ("docker", "docker/certs.d/registry.site.internal:5000/client"),
+        ("podman", "containers/certs.d/registry.site.internal:5000/client"),
+        ("cri-o", "containers/certs.d/registry.site.internal:5000/client"),
+        ("containerd", "containerd/certs.d/registry.site.internal:5000/client"),
+        ("k3s", "rancher/k3s/sealock-client"),
+    ];
+    let pair = ["--client-cert", "client.crt", "--client-key", "client.key"];
+    let secret = client.key.lines().nth(1).unwrap();
+    for (kind, place) in places {
+        let bare = client_config(at, &["-c", "required.toml", kind]);
+        assert!(words(&bare).contains("note: the server wants a certificate of every client"), "{kind}: {bare:?}");
+        let optional = client_config(at, &["-c", "optional.toml", kind]);
+        assert!(words(&optional).contains("note: the server takes certificates of clients"), "{kind}: {optional:?}");
+        let with = |more: &[&str]| client_config(at, &[&["-c", "required.toml", kind], &pair[..], more].concat());
+        let in_place = ["--root", &root];
+        let outputs = [
+            with(&[]),
+            with(&["--json"]),
+            with(&[&in_place[..], &["--dry-run"]].concat()),
+            with(&[&in_place[..], &["--write"]].concat()),
+            with(&[&in_place[..], &["--write", "--json"]].concat()),
+        ];
+        for output in outputs {
+            let words = words(&output);
+            assert!(output.status.success() && !words.contains("of every client"), "{kind}: {words}");
+            assert!(!words.contains(secret) && !words.contains("PRIVATE KEY"), "the key is shown: {words}");
+            assert!(words.contains(&format!("{place}.key")), "{kind}: {words}");
+        }
+        let file = |ending: &str| at.join("root/etc").join(format!("{place}.{ending}"));
+        assert!(fs::read_to_string(file("cert")).unwrap().ends_with(&client.certificate), "{kind}");
+        assert!(fs::read_to_string(file("key")).unwrap().ends_with(&client.key), "{kind}");
+        assert_eq!(fs::metadata(file("key")).unwrap().permissions().mode() & 0o777, 0o600, "{kind}");
+    }
+    // A new key in the old one's place: the copy is no more open than it.
+    let key = at.join("root/etc/docker").join("certs.d/registry.site.internal:5000/client.key");
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
+    let pair = ["--client-cert", "other.crt", "--client-key", "other.key"];
+    let again =
+        client_config(at, &[&["-c", "required.toml", "docker", "--write", "--root", &root][..], &pair].concat());
+    assert!(again.status.success() && !words(&again).contains(secret), "{again:?}");
+    for path in [&key, &key.with_extension("key.before-sealock")] {
+        assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o777, 0o600, "{path:?}");
+    }
+    let mixed = ["--client-cert", "client.crt", "--client-key", "other.key"];
+    let mixed = client_config(at, &[&["-c", "required.toml", "docker"][..], &mixed].concat());
+    assert!(!mixed.status.success() && words(&mixed).contains("`other.key` is not that of"), "{mixed:?}");
 }

@@ -9,10 +9,11 @@ use super::site::{HUB, Site};
 /// Docker Hub as well: with a mirror alone, it looks for the mirror's authority among Docker Hub's.
 pub(super) fn plan(site: &Site, containerd_store: bool) -> Plan {
     let (mut plan, address) = (Plan::default(), &site.address);
-    let ca_file = format!("/etc/docker/certs.d/{address}/ca.crt");
+    let folder = format!("/etc/docker/certs.d/{address}");
     if let Some(authority) = &site.authority {
-        plan.own(&ca_file, authority);
+        plan.own(format!("{folder}/ca.crt"), authority);
     }
+    plan.identity(site, &format!("{folder}/client"));
     let mirrors = if site.has(HUB) { vec![site.url()] } else { Vec::new() };
     let insecure = if site.https { Vec::new() } else { vec![address.clone()] };
     if !mirrors.is_empty() || !insecure.is_empty() {
@@ -22,8 +23,7 @@ pub(super) fn plan(site: &Site, containerd_store: bool) -> Plan {
     let others = site.hosts.iter().filter(|host| *host != HUB);
     if containerd_store {
         for host in &site.hosts {
-            let authority = site.authority.as_ref().map(|_| ca_file.as_str());
-            plan.own(format!("/etc/docker/certs.d/{host}/hosts.toml"), &hosts_toml(site, host, authority));
+            plan.own(format!("/etc/docker/certs.d/{host}/hosts.toml"), &hosts_toml(site, host, &folder));
         }
     } else if let Some(names) = others.cloned().reduce(|names, host| format!("{names}, {host}")) {
         plan.step(format!("docker has mirrors for {HUB} only: of {names}, pull {address}/HOST/NAME"));

@@ -2,6 +2,7 @@
 
 use super::plan::Plan;
 use super::site::Site;
+use super::trivy;
 
 const GITLAB: &str = "registry.gitlab.com";
 
@@ -15,15 +16,39 @@ pub(super) fn plan(site: &Site) -> Plan {
         plan.snippet("config.toml of each runner", text);
     }
     plan.step("sealock client-config docker (or containerd, podman, k3s) for what the runners pull with");
-    if site.user.is_some() {
-        plan.step(format!(
-            "make a CI/CD variable DOCKER_AUTH_CONFIG, of type variable and masked, from the config.json that \
-             `docker login -u {} {}` writes",
-            site.user.as_deref().unwrap_or_default(),
-            site.address
-        ));
+    if let Some(user) = &site.user {
+        login(site, user, &mut plan);
+    }
+    if site.wants_certificates() {
+        plan.step(
+            "the certificate of a runner is its docker's (or containerd's, podman's): `sealock client-config docker \
+             --client-cert FILE --client-key FILE --write` on each; `tls-cert-file` of its config.toml is for GitLab itself",
+        );
+        plan.warn(
+            "Container Scanning pulls what it scans and its Java database with Trivy, which has no option for a client's \
+             certificate: it needs `client_auth = \"optional\"`",
+        );
+    }
+    if !site.https {
+        plan.warn("over plain HTTP, Container Scanning pulls what it scans from port 80 only");
     }
     plan
+}
+
+/// Variables that hold a password are made in GitLab's settings: what stands in .gitlab-ci.yml is no secret.
+fn login(site: &Site, user: &str, plan: &mut Plan) {
+    let address = &site.address;
+    plan.step(format!(
+        "make a CI/CD variable DOCKER_AUTH_CONFIG, of type variable and masked, from the config.json that \
+         `docker login -u {user} {address}` writes"
+    ));
+    plan.step(format!(
+        "for Container Scanning of images from here (CS_IMAGE: {address}/…): CS_REGISTRY_USER ({user}) and \
+         CS_REGISTRY_PASSWORD as masked CI/CD variables, for those projects alone: they take the place of GitLab's own"
+    ));
+    plan.step(format!(
+        "for jobs that run Trivy themselves: TRIVY_USERNAME ({user}) and TRIVY_PASSWORD as masked CI/CD variables"
+    ));
 }
 
 fn variables(site: &Site) -> String {
@@ -42,6 +67,7 @@ fn variables(site: &Site) -> String {
     if let Some(database) = java_database(site) {
         set("CS_TRIVY_JAVA_DB", database);
     }
+    set("TRIVY_TIMEOUT", trivy::TIMEOUT.to_owned());
     if !site.https {
         set("CS_REGISTRY_INSECURE", "true".to_owned());
     }

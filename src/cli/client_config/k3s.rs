@@ -11,13 +11,23 @@ pub(super) fn plan(site: &Site) -> Plan {
     if let Some(authority) = &site.authority {
         plan.own(&ca_file, authority);
     }
+    plan.identity(site, &format!("{FOLDER}/sealock-client"));
     let mut text = "mirrors:\n".to_owned();
     // Its own name, too: k3s would try https for it otherwise.
     for host in site.hosts.iter().chain([address]) {
         text.push_str(&format!("  \"{host}\":\n    endpoint:\n      - \"{url}\"\n"));
     }
+    let mut tls = String::new();
     if site.authority.is_some() {
-        text.push_str(&format!("configs:\n  \"{address}\":\n    tls:\n      ca_file: \"{ca_file}\"\n"));
+        tls.push_str(&format!("      ca_file: \"{ca_file}\"\n"));
+    }
+    if site.identity.is_some() {
+        tls.push_str(&format!(
+            "      cert_file: \"{FOLDER}/sealock-client.cert\"\n      key_file: \"{FOLDER}/sealock-client.key\"\n"
+        ));
+    }
+    if !tls.is_empty() {
+        text.push_str(&format!("configs:\n  \"{address}\":\n    tls:\n{tls}"));
     }
     plan.own(format!("{FOLDER}/registries.yaml"), &text);
     if !site.fallback {

@@ -37,18 +37,18 @@ impl Merge {
     }
 }
 
-/// The members of a JSON object in their order, their values as they are written.
-struct Members(Vec<(String, Box<RawValue>)>);
+/// The members of a JSON object in their order, their values as they stand in its text.
+struct Members<'a>(Vec<(String, &'a RawValue)>);
 
-impl<'de> Deserialize<'de> for Members {
+impl<'de> Deserialize<'de> for Members<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Reads;
         impl<'de> Visitor<'de> for Reads {
-            type Value = Members;
+            type Value = Members<'de>;
             fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
                 f.write_str("a JSON object")
             }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members<'de>, A::Error> {
                 let mut members = Vec::new();
                 while let Some(member) = map.next_entry()? {
                     members.push(member);
@@ -61,44 +61,61 @@ impl<'de> Deserialize<'de> for Members {
 }
 
 fn daemon_json(existing: Option<&str>, mirrors: &[String], insecure: &[String]) -> Result<String, MergeError> {
-    let invalid = |why: serde_json::Error| MergeError::Invalid { format: "JSON", why: why.to_string() };
-    let Members(mut members) = serde_json::from_str(existing.unwrap_or("{}")).map_err(invalid)?;
-    let mut changed = existing.is_none();
+    let mut text = existing.unwrap_or("{}\n").to_owned();
     for (key, ours) in [("registry-mirrors", mirrors), ("insecure-registries", insecure)] {
-        changed |= add_to_list(&mut members, key, ours)?;
+        text = with_in_list(&text, key, ours)?;
     }
-    if let Some(text) = existing.filter(|_| !changed) {
-        return Ok(text.to_owned());
-    }
-    let quoted = |key: &String| serde_json::to_string(key).map_err(invalid);
-    let lines: Result<Vec<_>, _> =
-        members.iter().map(|(key, value)| Ok(format!("  {}: {}", quoted(key)?, value.get()))).collect();
-    let lines = lines?.join(",\n");
-    Ok(if lines.is_empty() { "{}\n".to_owned() } else { format!("{{\n{lines}\n}}\n") })
+    Ok(text)
 }
 
-/// Puts what is missing of `ours` before what the list has. Whether there was something to do.
-fn add_to_list(members: &mut Vec<(String, Box<RawValue>)>, key: &str, ours: &[String]) -> Result<bool, MergeError> {
-    let at = members.iter().position(|(name, _)| name == key);
-    let there: Vec<String> = match at {
-        Some(at) => serde_json::from_str(members[at].1.get())
-            .map_err(|_| MergeError::Unexpected { key: key.to_owned(), advice: "make it a list of strings" })?,
-        None => Vec::new(),
-    };
+/// The text of a JSON object with what is missing of `ours` before what the list has; everything else in it stays letter
+/// for letter.
+fn with_in_list(text: &str, key: &'static str, ours: &[String]) -> Result<String, MergeError> {
+    let invalid = |why: serde_json::Error| MergeError::Invalid { format: "JSON", why: why.to_string() };
+    let Members(members) = serde_json::from_str(text).map_err(invalid)?;
+    // Of two with the same name, dockerd takes the last.
+    let list = members.iter().rfind(|(name, _)| name == key).map(|(_, list)| list.get());
+    let there: Vec<String> = list.map_or(Ok(Vec::new()), serde_json::from_str).map_err(|_| {
+        let advice = "make it a list of strings";
+        MergeError::Unexpected { key: key.to_owned(), advice }
+    })?;
     // dockerd takes a mirror with and without the last slash for the same.
-    let has = |one: &String| there.iter().any(|other| other.trim_end_matches('/') == one.trim_end_matches('/'));
-    let mut list: Vec<&String> = ours.iter().filter(|one| !has(one)).collect();
-    if list.is_empty() {
-        return Ok(false);
+    let has = |one: &&String| there.iter().any(|other| other.trim_end_matches('/') == one.trim_end_matches('/'));
+    let missing: Result<Vec<_>, _> = ours.iter().filter(|one| !has(one)).map(serde_json::to_string).collect();
+    let missing = missing.map_err(invalid)?;
+    if missing.is_empty() {
+        return Ok(text.to_owned());
     }
-    list.extend(&there);
-    let raw = serde_json::value::to_raw_value(&list);
-    let raw = raw.map_err(|why| MergeError::Invalid { format: "JSON", why: why.to_string() })?;
-    match at {
-        Some(at) => members[at].1 = raw,
-        None => members.push((key.to_owned(), raw)),
-    }
-    Ok(true)
+    // What is borrowed from the text says where in it it stands.
+    let place = |part: &str| part.as_ptr() as usize - text.as_ptr() as usize;
+    let (at, new) = match (list, members.last()) {
+        (Some(list), _) if there.is_empty() => {
+            (place(list)..place(list) + list.len(), format!("[{}]", missing.join(", ")))
+        }
+        (Some(list), _) => {
+            let space = leading_space(&list[1..]);
+            let between = if space.is_empty() { ", ".to_owned() } else { format!(",{space}") };
+            let at = place(list) + 1;
+            (at..at, format!("{space}{}{}", missing.join(&between), if space.is_empty() { ", " } else { "," }))
+        }
+        (None, Some((_, last))) => {
+            let at = place(last.get()) + last.get().len();
+            let space = leading_space(&text[text.find('{').unwrap_or_default() + 1..]);
+            (at..at, format!(",{space}\"{key}\": [{}]", missing.join(", ")))
+        }
+        (None, None) => {
+            let inside = text.find('{').unwrap_or_default() + 1..text.rfind('}').unwrap_or_default();
+            (inside, format!("\n  \"{key}\": [{}]\n", missing.join(", ")))
+        }
+    };
+    let mut text = text.to_owned();
+    text.replace_range(at, &new);
+    Ok(text)
+}
+
+/// Line breaks and indentation, as the file has them.
+fn leading_space(text: &str) -> &str {
+    &text[..text.len() - text.trim_start().len()]
 }
 
 /// containerd 1 and 2 read version 2; only containerd 2 reads version 3, which calls the plugin by another name.
@@ -161,15 +178,42 @@ mod tests {
         let theirs =
             "{\"log-opts\": {\"max-size\":   \"10m\"},\n \"registry-mirrors\": [\"https://old.example\"], \"a\": 1.50}";
         let merged = merge.apply(Some(theirs)).unwrap();
-        assert_eq!(
-            merged,
-            "{\n  \"log-opts\": {\"max-size\":   \"10m\"},\n  \
-             \"registry-mirrors\": [\"https://p:5000\",\"https://old.example\"],\n  \"a\": 1.50\n}\n"
-        );
+        assert_eq!(merged, theirs.replace("[\"https://old", "[\"https://p:5000\", \"https://old"));
         assert_eq!(merge.apply(Some(&merged)).unwrap(), merged);
         let there = "{\"registry-mirrors\":[\"https://p:5000/\"]}";
         assert_eq!(merge.apply(Some(there)).unwrap(), there);
         assert_eq!(docker(&[], &[]).apply(None).unwrap(), "{}\n");
+    }
+
+    #[test]
+    fn daemon_json_keeps_its_own_indentation() {
+        let merge = docker(&["https://p:5000"], &["p:5000"]);
+        let cases = [
+            (
+                "{\r\n\t\"debug\": true,\r\n\t\"dns\": [ ]\r\n}",
+                "{\r\n\t\"debug\": true,\r\n\t\"dns\": [ ],\r\n\t\"registry-mirrors\": [\"https://p:5000\"],\
+                 \r\n\t\"insecure-registries\": [\"p:5000\"]\r\n}",
+            ),
+            (
+                "{\n    \"registry-mirrors\": [\n        \"https://old\"\n    ],\n    \"insecure-registries\": [ ]\n}\n",
+                "{\n    \"registry-mirrors\": [\n        \"https://p:5000\",\n        \"https://old\"\n    ],\
+                 \n    \"insecure-registries\": [\"p:5000\"]\n}\n",
+            ),
+            (
+                "{\"debug\":true}",
+                "{\"debug\":true,\"registry-mirrors\": [\"https://p:5000\"],\"insecure-registries\": [\"p:5000\"]}",
+            ),
+            (
+                " { } \n",
+                " {\n  \"registry-mirrors\": [\"https://p:5000\"],\n  \"insecure-registries\": [\"p:5000\"]\n} \n",
+            ),
+        ];
+        for (theirs, expected) in cases {
+            let merged = merge.apply(Some(theirs)).unwrap();
+            assert_eq!(merged, expected);
+            serde_json::from_str::<serde_json::Value>(&merged).unwrap();
+            assert_eq!(merge.apply(Some(&merged)).unwrap(), merged);
+        }
     }
 
     #[test]

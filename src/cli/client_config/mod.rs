@@ -1,7 +1,8 @@
 //! `sealock client-config KIND`: exactly what a client needs to pull from here: printed, written, or tried for real.
 //!
 //! ```text
-//! settings, flags -> Site (pure) -> docker | containerd | podman | k3s | gitlab | trivy | artifacts -> Plan (pure)
+//! flags, the running server (served) or the settings -> Site (pure)
+//! Site -> docker | containerd | podman | k3s | gitlab | trivy | artifacts -> Plan (pure)
 //! Plan -> text | write (files below a root, with merge) ;  check (the installed client, and who asked the server)
 //! ```
 
@@ -15,24 +16,24 @@ mod k3s;
 mod merge;
 mod plan;
 mod podman;
+mod served;
 mod site;
 mod trivy;
 mod write;
 
 use std::path::{Path, PathBuf};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use clap::{Args, ValueEnum};
 use serde_json::json;
 
 use self::plan::Plan;
-use self::site::Site;
+use self::served::Served;
+use self::site::{Identity, Site, is_loopback};
 use self::write::{Leave, Outcome};
 use super::user::ask_password;
 use super::{Common, Failure, print};
 use crate::config::Settings;
-use crate::tls::{self, Facts, Folder};
+use crate::tls::{self, ClientAuth, Facts, PairError};
 
 /// What a client needs to pull from here: print it, write it, or try it
 ///
@@ -42,14 +43,20 @@ use crate::tls::{self, Facts, Folder};
 pub struct ClientConfig {
     #[arg(value_enum)]
     kind: Kind,
-    /// How clients reach the registry [default: the name in its certificate, or the first address of `server.listen`]
+    /// How clients reach the registry [default: the name in its certificate, or the first address that it listens on]
     #[arg(long, value_name = "HOST:PORT")]
     address: Option<String>,
     /// PEM file with the authority that clients must trust [default: ca.crt beside the server's certificate; without one,
     /// clients must trust the certificate already]
     #[arg(long, value_name = "FILE")]
     ca_file: Option<PathBuf>,
-    /// Whether clients speak TLS [default: as the settings say, or https with --ca-file]
+    /// A certificate that clients show the registry, as PEM, where it wants one (`tls.client_auth`)
+    #[arg(long, value_name = "FILE", requires = "client_key")]
+    client_cert: Option<PathBuf>,
+    /// The key of --client-cert. It is copied with --write, and never printed
+    #[arg(long, value_name = "FILE", requires = "client_cert")]
+    client_key: Option<PathBuf>,
+    /// Whether clients speak TLS [default: https with --ca-file; else as the running server does, or as the settings say]
     #[arg(long, value_enum)]
     scheme: Option<Scheme>,
     /// Who logs in; only the command is printed, never a password
@@ -128,8 +135,10 @@ struct Trust {
 impl ClientConfig {
     pub fn run(self, common: &Common) -> Result<(), Failure> {
         let settings = common.settings()?;
-        let trust = trust(&settings, &self);
-        let site = self.site(&settings, &trust)?;
+        let served = self.served(&settings, common)?;
+        let address = self.address(&served)?;
+        let trust = self.trust(&served, &address)?;
+        let site = self.site(&settings, address, &trust)?;
         if self.check {
             let client = common.client()?;
             let user = self.user.as_deref().filter(|_| self.kind.is_told_the_login());
@@ -145,10 +154,7 @@ impl ClientConfig {
             return check::run(&check, client, self.json);
         }
         let mut plan = plan_of(self.kind, &site, self.containerd_store);
-        if site.address.starts_with("127.")
-            || site.address.starts_with("localhost")
-            || site.address.starts_with("[::1]")
-        {
+        if site.is_loopback() {
             plan.warn(format!("only clients on this machine reach {}; for others, give --address", site.address));
         }
         if self.write || self.dry_run {
@@ -157,17 +163,83 @@ impl ClientConfig {
         if self.json { print::json(&plan) } else { print::line(plan.text().trim_end()) }
     }
 
-    fn site(&self, settings: &Settings, trust: &Trust) -> Result<Site, Failure> {
-        let address = match &self.address {
-            Some(address) => host_and_port(address).ok_or_else(|| {
-                wrong(
-                    format!("`{address}` is not how clients reach the registry"),
-                    "write a host and a port, such as `registry.site.internal:5000`",
-                )
-            })?,
-            None => first_listener(settings)?,
+    /// The server is asked for what the flags leave open.
+    fn served(&self, settings: &Settings, common: &Common) -> Result<Served, Failure> {
+        let is_said = self.ca_file.is_some() || self.scheme == Some(Scheme::Http);
+        match is_said && self.address.is_some() {
+            true => Ok(Served::by(settings)),
+            false => Served::ask(settings, &common.client()?),
+        }
+    }
+
+    fn address(&self, served: &Served) -> Result<String, Failure> {
+        let Some(address) = &self.address else { return served.address() };
+        host_and_port(address).ok_or_else(|| {
+            wrong(
+                format!("`{address}` is not how clients reach the registry"),
+                "write a host and a port, such as `registry.site.internal:5000`",
+            )
+        })
+    }
+
+    /// By default, clients are told to trust the authority that `sealock certs init` put beside the server's certificate.
+    /// Plain HTTP is for those on this machine, and where somebody said it.
+    fn trust(&self, served: &Served, address: &str) -> Result<Trust, Failure> {
+        let secured = self.ca_file.is_some() || self.client_cert.is_some();
+        let port = served.port(address);
+        let https = match self.scheme {
+            Some(scheme) => scheme == Scheme::Https,
+            None => secured || port.is_some_and(|port| port.https),
         };
-        let authority = trust.ca_file.as_deref().map(authority_of).transpose()?;
+        if !https && secured {
+            let hint = "leave out --scheme, or --ca-file and --client-cert";
+            return Err(wrong("there is nothing to check on plain HTTP".to_owned(), hint));
+        }
+        let is_said = self.scheme.is_some() || port.is_some_and(|port| port.is_said);
+        if !https && !is_said && !is_loopback(address) {
+            return Err(wrong(
+                format!("no server runs here that could be asked how clients speak to {address}, and no setting tells"),
+                "name the authority that they must trust, --ca-file certs/ca.crt; or the server's certificate in [tls] of \
+                 the settings (-c FILE); or say --scheme https where they trust it already, --scheme http if it has no TLS",
+            ));
+        }
+        let ca_file = match &self.ca_file {
+            Some(path) => Some(path.clone()),
+            None if https => served.authority()?,
+            None => None,
+        };
+        if let Some(path) = &ca_file {
+            check_authority(path, served)?;
+        }
+        Ok(Trust { https, ca_file })
+    }
+
+    /// What clients show the server. The key is held against the certificate and left where it is.
+    fn identity(&self) -> Result<Option<Identity>, Failure> {
+        let (Some(certificate), Some(key)) = (&self.client_cert, &self.client_key) else { return Ok(None) };
+        let absolute = |path: &Path| {
+            let path = std::path::absolute(path).map_err(|why| Failure::new(&why, None))?;
+            let plain = path.to_str().filter(|path| path.split('/').all(|part| part.is_empty() || is_plain(part)));
+            plain.map(str::to_owned).ok_or_else(|| {
+                let message = format!("`{}` has letters that have a meaning in files and shells", path.display());
+                wrong(message, "rename it, or its folder: letters, digits, and . _ - + @")
+            })
+        };
+        let (certificate_file, key_file) = (absolute(certificate)?, absolute(key)?);
+        tls::check_key(certificate, key).map_err(|why| match why {
+            PairError::Certificates(_) | PairError::NotX509 { .. } | PairError::Order { .. } | PairError::NotFirst { .. } => {
+                let hint = "it must hold the client's certificate as a `-----BEGIN CERTIFICATE-----` block, and after it \
+                            the one that issued it, and so on";
+                Failure::new(&why, Some(hint.to_owned()))
+            }
+            why => why.into(),
+        })?;
+        let certificate = served::certificates_of(certificate)?;
+        Ok(Some(Identity { certificate, certificate_file, key_file }))
+    }
+
+    fn site(&self, settings: &Settings, address: String, trust: &Trust) -> Result<Site, Failure> {
+        let authority = trust.ca_file.as_deref().map(served::certificates_of).transpose()?;
         if self.user.as_ref().is_some_and(|user| !is_plain(user)) {
             return Err(wrong(
                 "the name of --user has letters that have a meaning in files and shells".to_owned(),
@@ -178,19 +250,22 @@ impl ClientConfig {
         hosts.sort();
         let routes = settings.routes().map_err(|why| Failure::new(&why, None))?;
         let (user, fallback) = (self.user.clone(), self.fallback);
-        Ok(Site { address, https: trust.https, authority, user, fallback, hosts, routes })
+        let (https, identity, client_auth) = (trust.https, self.identity()?, settings.tls.client_auth);
+        Ok(Site { address, https, authority, client_auth, identity, user, fallback, hosts, routes })
     }
 
     fn apply(&self, plan: &Plan) -> Result<(), Failure> {
-        if plan.files.is_empty() {
-            let why = format!("{} needs no file here", self.kind.name());
-            return Err(wrong(why, "without --write, what it needs is printed"));
-        }
         let leave = Leave { dry_run: self.dry_run, force: self.force };
         let lines = write::apply(&self.root, plan, leave);
         let left = lines.iter().filter(|line| matches!(line.outcome, Outcome::Left { .. })).count();
         if self.json {
-            print::json(&json!({ "files": lines, "steps": plan.steps, "warnings": plan.warnings }))?;
+            let Plan { snippets, steps, warnings, .. } = plan;
+            print::json(&json!({ "files": lines, "snippets": snippets, "steps": steps, "warnings": warnings }))?;
+        } else if plan.files.is_empty() {
+            print::line(&format!(
+                "{}note: no file of this machine is needed for it: nothing was to be written",
+                plan.text()
+            ))?;
         } else {
             for line in &lines {
                 print::line(&describe(line, self.dry_run))?;
@@ -219,7 +294,7 @@ fn describe(line: &write::Line, dry_run: bool) -> String {
 }
 
 fn plan_of(kind: Kind, site: &Site, containerd_store: bool) -> Plan {
-    match kind {
+    let mut plan = match kind {
         Kind::Docker => docker::plan(site, containerd_store),
         Kind::Containerd => containerd::plan(site),
         Kind::Podman => podman::plan(site, "podman"),
@@ -229,54 +304,40 @@ fn plan_of(kind: Kind, site: &Site, containerd_store: bool) -> Plan {
         Kind::Trivy => trivy::plan(site),
         Kind::Oras => artifacts::oras(site),
         Kind::Helm => artifacts::helm(site),
-    }
-}
-
-/// The one place that knows how the server's TLS is set up: by default, clients are told to trust the authority that
-/// `sealock certs init` put beside the server's certificate.
-fn trust(settings: &Settings, flags: &ClientConfig) -> Trust {
-    let server = settings.tls.certificate.as_deref().filter(|_| !settings.server.listen.is_empty());
-    let https = match flags.scheme {
-        Some(scheme) => scheme == Scheme::Https,
-        None => flags.ca_file.is_some() || server.is_some(),
     };
-    let beside = server.and_then(Path::parent).map(|folder| Folder::new(folder).ca_certificate());
-    let ca_file = flags.ca_file.clone().or_else(|| beside.filter(|path| path.exists()));
-    Trust { https, ca_file: ca_file.filter(|_| https) }
+    if !site.https && !site.is_loopback() {
+        plan.warn(
+            "plain HTTP: whoever is on the way reads passwords and changes images, and no client notices; `sealock certs \
+             init` makes certificates",
+        );
+    }
+    let takes_one = site.https && site.identity.is_none() && !matches!(kind, Kind::Trivy | Kind::Gitlab);
+    match site.client_auth {
+        ClientAuth::Required if takes_one => plan.warn(
+            "the server wants a certificate of every client (`tls.client_auth`), and nothing here has one: name it with \
+             --client-cert and --client-key",
+        ),
+        ClientAuth::Optional if takes_one => {
+            plan.warn("the server takes certificates of clients that have one: --client-cert and --client-key put it in place");
+        }
+        _ => {}
+    }
+    plan
 }
 
-/// The certificates of a file and nothing else of it: a key that stands there, too, goes nowhere.
-fn authority_of(path: &Path) -> Result<String, Failure> {
+/// A server's certificate in the place of its authority works with some clients, and until the next renewal.
+fn check_authority(path: &Path, served: &Served) -> Result<(), Failure> {
     let certificates = tls::read_certificates(path).map_err(|why| Failure::new(&why, why.hint()))?;
-    let blocks = certificates.iter().map(|certificate| {
-        let encoded = STANDARD.encode(certificate);
-        let lines: Vec<_> = encoded.as_bytes().chunks(64).map(String::from_utf8_lossy).collect();
-        format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
-    });
-    Ok(blocks.collect())
-}
-
-/// The first listener: by the name that its certificate is for, where there is one that clients will check.
-fn first_listener(settings: &Settings) -> Result<String, Failure> {
-    let hint = "name how clients reach it: --address registry.site.internal:5000";
-    let listen = settings.server.listen.first().or(settings.server.listen_plain.first());
-    let Some(first) = listen.filter(|first| first.port() != 0) else {
-        return Err(wrong("the settings name no address that clients could use".to_owned(), hint));
-    };
-    if let Some(host) = settings.tls.certificate.as_deref().and_then(named) {
-        return Ok(format!("{host}:{}", first.port()));
+    let facts: Vec<_> = certificates.iter().filter_map(Facts::of).collect();
+    let is_one = |facts: &Facts| facts.is_ca || (facts.subject == facts.issuer && served.may_show(facts));
+    if facts.iter().any(is_one) {
+        return Ok(());
     }
-    match first.ip().is_unspecified() {
-        true => Err(wrong(format!("the server listens on {first}, which is no address that clients can use"), hint)),
-        false => Ok(first.to_string()),
-    }
-}
-
-/// The first host that a certificate is for.
-fn named(certificate: &Path) -> Option<String> {
-    let shown = tls::read_certificates(certificate).ok()?;
-    let names = Facts::of(shown.first()?)?.names;
-    names.into_iter().find(|name| !name.starts_with("*.") && name.parse::<std::net::IpAddr>().is_err())
+    let issuer = facts.first().map_or_else(String::new, |facts| format!(": it was issued by `{}`", facts.issuer));
+    Err(wrong(
+        format!("`{}` is no authority{issuer}", path.display()),
+        "name the certificate of the authority that issued the server's; `sealock certs init` calls it ca.crt",
+    ))
 }
 
 /// A host name or address, perhaps with a port, in the form in which it can stand in references and files.

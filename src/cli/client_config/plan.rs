@@ -3,6 +3,7 @@
 use serde::{Serialize, Serializer};
 
 use super::merge::Merge;
+use super::site::Site;
 
 /// How a file of ours begins: one that does not is not replaced unasked.
 pub(super) const MARK: &str = "# Written by `sealock client-config`";
@@ -31,6 +32,8 @@ pub(super) enum Content {
     Whole(String),
     /// Keys within a file that may hold others.
     Merged(Merge),
+    /// A copy of the private key in this file, for its owner alone. It is read when it is written, and never shown.
+    Key(String),
 }
 
 #[derive(Debug, Serialize)]
@@ -45,6 +48,15 @@ impl Plan {
     pub(super) fn own(&mut self, path: impl Into<String>, text: &str) {
         let text = format!("{MARK}, which writes it anew when it is run again.\n{text}");
         self.files.push(PlannedFile { path: path.into(), content: Content::Whole(text) });
+    }
+
+    /// The client's certificate and key as `<stem>.cert` and `<stem>.key`, where there are some.
+    pub(super) fn identity(&mut self, site: &Site, stem: &str) {
+        if let Some(identity) = &site.identity {
+            self.own(format!("{stem}.cert"), &identity.certificate);
+            let content = Content::Key(identity.key_file.clone());
+            self.files.push(PlannedFile { path: format!("{stem}.key"), content });
+        }
     }
 
     pub(super) fn merge(&mut self, path: impl Into<String>, merge: Merge) {
@@ -67,11 +79,12 @@ impl Plan {
     pub(super) fn text(&self) -> String {
         let mut text = String::new();
         for file in &self.files {
-            let note = match file.content {
-                Content::Whole(_) => "",
-                Content::Merged(_) => " (merged into what is there)",
-            };
-            text.push_str(&format!("==> {}{note}\n{}\n", file.path, file.content.fresh()));
+            let (path, fresh) = (&file.path, file.content.fresh());
+            text.push_str(&match &file.content {
+                Content::Whole(_) => format!("==> {path}\n{fresh}\n"),
+                Content::Merged(_) => format!("==> {path} (merged into what is there)\n{fresh}\n"),
+                Content::Key(from) => format!("==> {path} (0600)\nthe private key: install -m 600 {from} {path}\n\n"),
+            });
         }
         for snippet in &self.snippets {
             text.push_str(&format!("==> {}\n{}\n", snippet.title, snippet.text));
@@ -89,17 +102,21 @@ impl Plan {
 }
 
 impl Content {
-    /// Where there is no such file yet.
+    /// Where there is no such file yet; of a key, nothing.
     pub(super) fn fresh(&self) -> String {
         match self {
             Self::Whole(text) => text.clone(),
             Self::Merged(merge) => merge.apply(None).unwrap_or_default(),
+            Self::Key(_) => String::new(),
         }
     }
 }
 
 impl Serialize for Content {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&self.fresh())
+        match self {
+            Self::Key(from) => serde_json::json!({ "copy_of": from, "mode": "0600" }).serialize(serializer),
+            Self::Whole(_) | Self::Merged(_) => serializer.serialize_str(&self.fresh()),
+        }
     }
 }

@@ -8,9 +8,16 @@ pub(super) fn plan(site: &Site, kind: &str) -> Plan {
     if let Some(authority) = &site.authority {
         plan.own(format!("/etc/containers/certs.d/{address}/ca.crt"), authority);
     }
+    plan.identity(site, &format!("/etc/containers/certs.d/{address}/client"));
     plan.own("/etc/containers/registries.conf.d/50-sealock.conf", &registries(site));
     if kind == "cri-o" {
         plan.step("systemctl reload crio");
+    }
+    if site.identity.is_some() && kind != "cri-o" {
+        plan.step(format!(
+            "users other than root cannot read that key: for each, ca.crt, client.cert and client.key go to \
+             ~/.config/containers/certs.d/{address}, which is read in place of the folder in /etc"
+        ));
     }
     if let Some(user) = &site.user {
         match kind {

@@ -1,7 +1,10 @@
 //! (pure) The site as its clients see it: where the proxy is, whom they must trust, which names it takes.
 
+use std::net::IpAddr;
+
 use crate::names::{Origin, Routes};
 use crate::oci::RepositoryName;
+use crate::tls::ClientAuth;
 
 /// What every generator goes by.
 #[derive(Debug)]
@@ -11,6 +14,10 @@ pub(super) struct Site {
     pub(super) https: bool,
     /// PEM blocks of the authority that clients must be told to trust; `None` where they trust it already.
     pub(super) authority: Option<String>,
+    /// Whether the server asks clients for a certificate.
+    pub(super) client_auth: ClientAuth,
+    /// What clients show it.
+    pub(super) identity: Option<Identity>,
     /// Who logs in, where the proxy asks for it.
     pub(super) user: Option<String>,
     /// Whether clients may go on to the internet where the proxy has no answer.
@@ -20,6 +27,17 @@ pub(super) struct Site {
     pub(super) routes: Routes,
 }
 
+/// A client's certificate and key. The key stays in its file: nothing that is printed can hold it.
+#[derive(Debug, Clone)]
+pub(super) struct Identity {
+    /// PEM blocks.
+    pub(super) certificate: String,
+    /// Absolute.
+    pub(super) certificate_file: String,
+    /// Absolute.
+    pub(super) key_file: String,
+}
+
 /// Docker Hub, as references name it.
 pub(super) const HUB: &str = "docker.io";
 
@@ -27,6 +45,11 @@ impl Site {
     /// `https://host:port`.
     pub(super) fn url(&self) -> String {
         format!("{}://{}", if self.https { "https" } else { "http" }, self.address)
+    }
+
+    /// Whether only clients on this machine reach it.
+    pub(super) fn is_loopback(&self) -> bool {
+        is_loopback(&self.address)
     }
 
     /// The reference by which clients get `repository` of the upstream `host` here; the shortest of them.
@@ -53,12 +76,30 @@ impl Site {
         self.hosts.iter().any(|other| other == host)
     }
 
-    /// ` --plain-http` where the proxy has no TLS, ` --ca-file FILE` where its authority is the site's own.
+    /// ` --plain-http` where the proxy has no TLS, ` --ca-file FILE` where its authority is the site's own, and what the
+    /// client shows, from where it is.
     pub(super) fn trust_flag(&self, ca_file: &str) -> String {
-        match (self.https, &self.authority) {
+        let mut flags = match (self.https, &self.authority) {
             (false, _) => " --plain-http".to_owned(),
             (true, Some(_)) => format!(" --ca-file {ca_file}"),
             (true, None) => String::new(),
+        };
+        if let Some(Identity { certificate_file, key_file, .. }) = &self.identity {
+            flags.push_str(&format!(" --cert-file {certificate_file} --key-file {key_file}"));
         }
+        flags
     }
+
+    /// Whether a kind that has no way to show a certificate is shut out, or may be.
+    pub(super) fn wants_certificates(&self) -> bool {
+        self.client_auth == ClientAuth::Required || self.identity.is_some()
+    }
+}
+
+/// Whether only clients on this machine reach `address`, a host and perhaps a port.
+pub(super) fn is_loopback(address: &str) -> bool {
+    let Ok(authority) = address.parse::<http::uri::Authority>() else { return false };
+    let host = authority.host().trim_start_matches('[').trim_end_matches(']');
+    let is_name = host == "localhost" || host.ends_with(".localhost");
+    is_name || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }

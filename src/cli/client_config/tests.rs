@@ -14,6 +14,8 @@ pub(super) fn site(https: bool) -> Site {
         address: "registry.site.internal:5000".to_owned(),
         https,
         authority: https.then(|| PEM.to_owned()),
+        client_auth: ClientAuth::Off,
+        identity: None,
         user: https.then(|| "ci".to_owned()),
         fallback: false,
         hosts,
@@ -21,13 +23,20 @@ pub(super) fn site(https: bool) -> Site {
     }
 }
 
+/// Where clients show a certificate.
+fn mutual() -> Site {
+    let (certificate_file, key_file) = ("/root/node.crt".to_owned(), "/root/node.key".to_owned());
+    let identity = Some(Identity { certificate: PEM.to_owned(), certificate_file, key_file });
+    Site { client_auth: ClientAuth::Required, identity, user: None, ..site(true) }
+}
+
 #[test]
 fn each_kind_gets_what_its_file_shows() {
     let kinds = Kind::value_variants().iter().map(|kind| kind.to_possible_value().unwrap().get_name().to_owned());
     let mut wrong = Vec::new();
     for (kind, name) in Kind::value_variants().iter().zip(kinds) {
-        for (https, scheme) in [(true, "https"), (false, "http")] {
-            let text = plan_of(*kind, &site(https), false).text();
+        for (site, scheme) in [(site(true), "https"), (site(false), "http"), (mutual(), "mutual")] {
+            let text = plan_of(*kind, &site, false).text();
             let path = PathBuf::from(format!("tests/fixtures/client-config/{name}.{scheme}.txt"));
             if std::env::var_os("SEALOCK_SHOW").is_some() {
                 std::fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -48,9 +57,9 @@ fn nothing_falls_back_to_the_internet_unless_that_is_asked_for() {
         let (strict, lax) = (plan_of(kind, &site(true), false).text(), plan_of(kind, &asked, false).text());
         assert!(strict != lax, "{kind:?}");
     }
-    let strict = containerd::hosts_toml(&site(true), "ghcr.io", None);
+    let strict = containerd::hosts_toml(&site(true), "ghcr.io", "/x");
     assert!(strict.contains("\nserver = \"https://registry.site.internal:5000\"\n"), "{strict}");
-    assert!(!containerd::hosts_toml(&asked, "ghcr.io", None).contains("\nserver"));
+    assert!(!containerd::hosts_toml(&asked, "ghcr.io", "/x").contains("\nserver"));
     let lax = plan_of(Kind::Podman, &asked, false).text();
     assert!(
         lax.contains(
@@ -89,10 +98,14 @@ fn docker_with_containerds_store_has_hosts_toml_for_docker_hub_too() {
 
 #[test]
 fn what_is_printed_for_a_program_is_what_it_parses() {
-    for https in [true, false] {
+    for site in [site(true), site(false), mutual()] {
         for kind in Kind::value_variants() {
-            for file in plan_of(*kind, &site(https), true).files {
+            for file in plan_of(*kind, &site, true).files {
                 let text = file.content.fresh();
+                if matches!(file.content, plan::Content::Key(_)) {
+                    assert_eq!(text, "");
+                    continue;
+                }
                 if file.path.ends_with(".toml") || file.path.ends_with(".conf") {
                     text.parse::<toml_edit::DocumentMut>().unwrap_or_else(|why| panic!("{}: {why}\n{text}", file.path));
                 }
@@ -138,10 +151,10 @@ fn an_address_is_a_host_and_a_port_and_nothing_that_breaks_a_file() {
 
 #[test]
 fn kinds_that_share_a_file_want_the_same_in_it() {
-    for https in [true, false] {
+    for site in [site(true), site(false), mutual()] {
         let mut wanted = std::collections::HashMap::new();
         for kind in Kind::value_variants() {
-            for file in plan_of(*kind, &site(https), false).files {
+            for file in plan_of(*kind, &site, false).files {
                 let text = file.content.fresh();
                 let before = wanted.entry(file.path.clone()).or_insert_with(|| text.clone());
                 assert_eq!(*before, text, "{}", file.path);

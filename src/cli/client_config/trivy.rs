@@ -6,6 +6,9 @@ use super::site::{HUB, Site};
 const FILE: &str = "/etc/trivy/trivy.yaml";
 pub(super) const CA_FILE: &str = "/etc/trivy/sealock-ca.crt";
 
+/// Trivy's own five minutes are short for what is fetched first.
+pub(super) const TIMEOUT: &str = "30m";
+
 /// Trivy's artifacts: flag, variable, name, tag.
 const ARTIFACTS: [(&str, &str, &str, &str); 3] = [
     ("--db-repository", "TRIVY_DB_REPOSITORY", "trivy-db", "2"),
@@ -19,6 +22,12 @@ pub(super) fn plan(site: &Site) -> Plan {
     if found.iter().any(|(_, reference)| reference.is_none()) {
         plan.warn("some of Trivy's databases have no route here: add \"trivy\" to `presets`");
     }
+    if site.wants_certificates() {
+        plan.warn(
+            "Trivy has no option for a client's certificate: where the server requires one, let it have `client_auth = \
+             \"optional\"`, or fetch with skopeo and oras, and scan what they fetched with --input and --skip-db-update",
+        );
+    }
     if let Some(authority) = &site.authority {
         // Trivy takes no notice of docker's certs.d.
         plan.own(CA_FILE, authority);
@@ -26,11 +35,11 @@ pub(super) fn plan(site: &Site) -> Plan {
     let known = || found.iter().filter_map(|(artifact, reference)| Some((*artifact, reference.as_ref()?)));
     let insecure = if site.https { "" } else { " --insecure" };
     let flags: Vec<_> = known().map(|((flag, _, _, tag), at)| format!("{flag} {at}:{tag}")).collect();
-    let flags = format!("trivy image {} --offline-scan{insecure} IMAGE\n", flags.join(" "));
+    let flags = format!("trivy image {} --offline-scan --timeout {TIMEOUT}{insecure} IMAGE\n", flags.join(" "));
     plan.snippet("flags (newer versions also take --skip-version-check and --disable-telemetry)", flags);
 
     let mut variables: Vec<_> = known().map(|((_, name, _, tag), at)| format!("{name}={at}:{tag}\n")).collect();
-    variables.push("TRIVY_OFFLINE_SCAN=true\n".to_owned());
+    variables.push(format!("TRIVY_OFFLINE_SCAN=true\nTRIVY_TIMEOUT={TIMEOUT}\n"));
     if !site.https {
         variables.push("TRIVY_INSECURE=true\n".to_owned());
     }
@@ -42,7 +51,8 @@ pub(super) fn plan(site: &Site) -> Plan {
     plan.step(format!("trivy image --config {FILE} IMAGE, or TRIVY_CONFIG={FILE}"));
     if let Some(user) = &site.user {
         plan.step(format!(
-            "docker login -u {user} {}, whose config.json Trivy reads; or TRIVY_USERNAME and TRIVY_PASSWORD",
+            "docker login -u {user} {}, whose config.json Trivy reads; or TRIVY_USERNAME ({user}) and TRIVY_PASSWORD, both \
+             as masked variables: Trivy tries them at every registry that it asks",
             site.address
         ));
     }
@@ -72,6 +82,6 @@ fn yaml(site: &Site, reference: impl Fn(&str) -> Option<String>) -> String {
         let known_as = if host == HUB { "index.docker.io" } else { host };
         text.push_str(&format!("    {known_as}:\n      - \"{}/{host}\"\n", site.address));
     }
-    text.push_str(&format!("scan:\n  offline: true\ninsecure: {}\n", !site.https));
+    text.push_str(&format!("scan:\n  offline: true\ntimeout: {TIMEOUT}\ninsecure: {}\n", !site.https));
     text
 }

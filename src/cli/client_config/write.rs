@@ -49,6 +49,8 @@ pub(super) enum Outcome {
 const COPIES_MAX: usize = 99;
 /// Largest file that is merged or compared, in bytes.
 const FILE_BYTES_MAX: u64 = 1 << 20;
+/// Of a private key: its owner's alone.
+const KEY_MODE: u32 = 0o600;
 
 /// Every file of the plan, whatever becomes of the others.
 pub(super) fn apply(root: &Path, plan: &Plan, leave: Leave) -> Vec<Line> {
@@ -69,26 +71,37 @@ fn put_at(root: &Path, path: &Path, file: &PlannedFile, leave: Leave, diff: &mut
     let wanted = match &file.content {
         Content::Whole(text) => text.clone(),
         Content::Merged(merge) => merge.apply(existing.as_deref()).map_err(|why| why.to_string())?,
+        Content::Key(from) => {
+            let key = read(Path::new(from)).and_then(|key| key.ok_or_else(|| "it is not there".to_owned()));
+            let key = key.map_err(|why| format!("the key `{from}`: {why}"))?;
+            format!("{MARK}, which writes it anew when it is run again.\n{key}")
+        }
     };
+    let is_key = matches!(file.content, Content::Key(_));
+    let failed = |why: io::Error| format!("it cannot be written: {why}");
     if existing.as_deref() == Some(wanted.as_str()) {
+        if is_key && !leave.dry_run {
+            fs::set_permissions(path, fs::Permissions::from_mode(KEY_MODE)).map_err(failed)?;
+        }
         return Ok(Outcome::Unchanged);
     }
     let ours = |text: &str| text.starts_with(MARK) || text.trim().is_empty();
-    if let (Content::Whole(_), Some(text)) = (&file.content, &existing)
+    if let (Content::Whole(_) | Content::Key(_), Some(text)) = (&file.content, &existing)
         && !ours(text)
         && !leave.force
     {
         return Err("sealock did not write it; compare it with what is printed, or replace it with --force".to_owned());
     }
     let (before, name) = (existing.as_deref().unwrap_or_default(), path.display().to_string());
-    *diff = TextDiff::from_lines(before, wanted.as_str()).unified_diff().header(&name, &name).to_string();
-    let failed = |why: io::Error| format!("it cannot be written: {why}");
+    if !is_key {
+        *diff = TextDiff::from_lines(before, wanted.as_str()).unified_diff().header(&name, &name).to_string();
+    }
     let outcome = match &existing {
         None => Outcome::Created,
-        Some(text) => Outcome::Changed { copy: keep_copy(path, text, leave).map_err(failed)? },
+        Some(text) => Outcome::Changed { copy: keep_copy(path, text, is_key, leave).map_err(failed)? },
     };
     if !leave.dry_run {
-        replace(path, &wanted).map_err(failed)?;
+        replace(path, &wanted, is_key).map_err(failed)?;
     }
     Ok(outcome)
 }
@@ -120,7 +133,7 @@ fn read(path: &Path) -> Result<Option<String>, String> {
 }
 
 /// `<file>.before-sealock`, or with a number: no copy is ever written over.
-fn keep_copy(path: &Path, text: &str, leave: Leave) -> io::Result<PathBuf> {
+fn keep_copy(path: &Path, text: &str, is_key: bool, leave: Leave) -> io::Result<PathBuf> {
     let names = (0..COPIES_MAX).map(|number| {
         let number = if number == 0 { String::new() } else { format!(".{number}") };
         PathBuf::from(format!("{}.before-sealock{number}", path.display()))
@@ -134,7 +147,7 @@ fn keep_copy(path: &Path, text: &str, leave: Leave) -> io::Result<PathBuf> {
             Err(_) if copy.is_symlink() => {}
             Err(_) if leave.dry_run => return Ok(copy),
             Err(_) => {
-                let mode = fs::metadata(path)?.permissions().mode() & 0o7777;
+                let mode = if is_key { KEY_MODE } else { fs::metadata(path)?.permissions().mode() & 0o7777 };
                 let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&copy)?;
                 file.write_all(text.as_bytes())?;
                 file.sync_all()?;
@@ -146,9 +159,10 @@ fn keep_copy(path: &Path, text: &str, leave: Leave) -> io::Result<PathBuf> {
 }
 
 /// All of it or nothing.
-fn replace(path: &Path, text: &str) -> io::Result<()> {
+fn replace(path: &Path, text: &str, is_key: bool) -> io::Result<()> {
     fs::create_dir_all(files::folder_of(path))?;
-    files::replace(path, text.as_bytes(), Mode { new: 0o644, kept: 0o7777 })
+    let mode = if is_key { Mode { new: KEY_MODE, kept: KEY_MODE } } else { Mode { new: 0o644, kept: 0o7777 } };
+    files::replace(path, text.as_bytes(), mode)
 }
 
 #[cfg(test)]

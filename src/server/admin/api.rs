@@ -173,7 +173,11 @@ impl Office {
         let mut upstreams: Vec<_> = source.upstreams.iter().map(|upstream| upstream.health()).collect();
         upstreams.sort_by(|a, b| a.name.cmp(&b.name));
         let tls = source.tls.as_ref().map(|tls| tls.report());
-        let (certificates, warnings) = tls.map_or_else(Default::default, |tls| (tls.certificates, tls.warnings));
+        let (mut certificates, warnings) = tls.map_or_else(Default::default, |tls| (tls.certificates, tls.warnings));
+        // Who asks may be in another folder.
+        for one in &mut certificates {
+            one.file = std::path::absolute(&one.file).unwrap_or_else(|_| std::mem::take(&mut one.file));
+        }
         Ok(StatusReport {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started_at: self.started_at,

@@ -30,6 +30,12 @@ pub enum PairError {
     Certificates(TlsError),
     #[error("certificate {number} in `{}` is not an X.509 certificate", path.display())]
     NotX509 { path: PathBuf, number: usize },
+    #[error("the certificate `{}` cannot be used", path.display())]
+    Certificate {
+        path: PathBuf,
+        #[source]
+        source: rustls::Error,
+    },
     #[error("certificate {number} in `{}` did not issue the one before it", path.display())]
     Order { path: PathBuf, number: usize },
     #[error("`{}` begins with another certificate than that of the key `{}`: it is number {number}", path.display(), key.display())]
@@ -84,6 +90,10 @@ impl PairError {
                 "it must hold the server's certificate and its issuers as `-----BEGIN CERTIFICATE-----` blocks"
                     .to_owned()
             }
+            Self::Certificate { .. } => {
+                "have it made as X.509 version 3, with extensions: `openssl x509 -req` makes them with -extfile alone"
+                    .to_owned()
+            }
             Self::Order { .. } | Self::NotFirst { .. } => ORDER.to_owned(),
             Self::ReadKey { .. } => {
                 "check that the file exists and belongs to the user that runs sealock, or name it in `key`".to_owned()
@@ -127,16 +137,23 @@ impl Pair {
         let certificates = read_certificates(certificate).map_err(PairError::Certificates)?;
         let chain = read_chain(certificate, &certificates)?;
         let signing = read_key(key, provider)?;
-        let is_of = |one: &CertificateDer<'static>| {
-            CertifiedKey::new(vec![one.clone()], Arc::clone(&signing)).keys_match().is_ok()
-        };
-        match certificates.iter().position(is_of) {
+        let fits =
+            |one: &CertificateDer<'static>| CertifiedKey::new(vec![one.clone()], Arc::clone(&signing)).keys_match();
+        match certificates.iter().position(|one| fits(one).is_ok()) {
             Some(0) => {}
             Some(at) => {
                 let (path, key) = (certificate.to_owned(), key.to_owned());
                 return Err(PairError::NotFirst { path, key, number: at + 1 });
             }
-            None => return Err(PairError::Mismatch { certificate: certificate.to_owned(), key: key.to_owned() }),
+            None => {
+                return Err(match fits(&certificates[0]) {
+                    Err(rustls::Error::InvalidCertificate(why)) => {
+                        let source = rustls::Error::InvalidCertificate(why);
+                        PairError::Certificate { path: certificate.to_owned(), source }
+                    }
+                    _ => PairError::Mismatch { certificate: certificate.to_owned(), key: key.to_owned() },
+                });
+            }
         }
         // After the key: a file in reverse order is told by the place of the server's own.
         if let Some(at) = chain.windows(2).position(|two| two[0].issuer != two[1].subject) {

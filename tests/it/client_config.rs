@@ -300,6 +300,16 @@ fn the_servers_own_certificate_counts_also_where_only_its_command_line_names_it(
     drop(serving);
     let refused = client_config(at, &["docker", "--address", &address]);
     assert_eq!(refused.status.code(), Some(2), "{refused:?}");
+    // As a server that takes no orders from this user, which root cannot have: it may well speak TLS.
+    fs::remove_file(at.join("data/sealock.sock")).unwrap();
+    std::os::unix::fs::symlink("sealock.sock", at.join("data/sealock.sock")).unwrap();
+    for more in [&[][..], &["--address", &address]] {
+        let refused = client_config(at, &[&["docker"], more].concat());
+        assert_eq!(refused.status.code(), Some(2), "{refused:?}");
+        assert!(words(&refused).contains("sealock.sock") && words(&refused).contains("--scheme"), "{refused:?}");
+    }
+    let said = client_config(at, &["docker", "--scheme", "http"]);
+    assert!(said.status.success(), "{said:?}");
 }
 
 #[test]

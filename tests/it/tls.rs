@@ -384,6 +384,15 @@ fn each_file_that_is_no_good_is_one_line_that_names_it() {
     // Invariant 20
     const ENCRYPTED: &str = "-----BEGIN ENCRYPTED PRIVATE KEY-----\nMIGbMFcGCSqGSIb3DQEFDTBKMCkGCSqG\n-----END ENCRYPTED PRIVATE KEY-----\n";
     const LEGACY: &str = "-----BEGIN EC PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-256-CBC,00\n\nMIGb\n-----END EC PRIVATE KEY-----\n";
+    // As `openssl x509 -req` makes them when it is given no extensions.
+    const VERSION_1: &str = "-----BEGIN CERTIFICATE-----\n\
+        MIIBGTCBvwIUQjrvF7bDeHj2BS+5fcQWte/LFsUwCgYIKoZIzj0EAwIwDjEMMAoG\n\
+        A1UEAwwDb2xkMCAXDTI2MTEyMTE5NTMzMVoYDzIxMjYxMDI4MTk1MzMxWjAOMQww\n\
+        CgYDVQQDDANvbGQwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNCAARFyGU4AV2YnTUV\n\
+        Vt2jz4hetSrmMStpKVRCGXhz8cbJMtDGcgd8WDE0i7txyrDGxCTqdp/nrWfIePl+\n\
+        5uLlb5s9MAoGCCqGSM49BAMCA0kAMEYCIQD4V9MfLJuUAZLm7F5+h+yCGZF5hmM1\n\
+        GwxolCoPspuxpQIhAImip9q78f8flJP0xxH6Arf1ILw7G5xMe+xY1foAwreB\n\
+        -----END CERTIFICATE-----\n";
     let authority = Authority::new("the authority");
     let (between, own) = (authority.below("between"), Authority::new("a stranger"));
     let (leaf, other) = (between.issue(&[SITE]), between.issue(&[SITE]));
@@ -398,6 +407,11 @@ fn each_file_that_is_no_good_is_one_line_that_names_it() {
             "certificate: certificate 1 in `DIR/server.crt` is not an X.509 certificate",
         ),
         (leaf.certificate.clone(), other.key.clone(), "key: the key `DIR/server.key` is not that of the certificate"),
+        (
+            VERSION_1.to_owned(),
+            leaf.key.clone(),
+            "certificate: the certificate `DIR/server.crt` cannot be used: invalid peer certificate: ",
+        ),
         (leaf.certificate.clone(), String::new(), "key: `DIR/server.key` holds no private key"),
         (
             leaf.certificate.clone(),

@@ -126,6 +126,9 @@ impl Kind {
     }
 }
 
+const SAY_HOW: &str = "name the authority that they must trust, --ca-file certs/ca.crt; or the server's certificate in [tls] of the \
+                       settings (-c FILE); or say --scheme https where they trust it already, --scheme http if it has no TLS";
+
 /// Whether clients speak TLS, and the file with the authority that they must be told to trust.
 struct Trust {
     https: bool,
@@ -196,12 +199,12 @@ impl ClientConfig {
             return Err(wrong("there is nothing to check on plain HTTP".to_owned(), hint));
         }
         let is_said = self.scheme.is_some() || port.is_some_and(|port| port.is_said);
-        if !https && !is_said && !is_loopback(address) {
-            return Err(wrong(
-                format!("no server runs here that could be asked how clients speak to {address}, and no setting tells"),
-                "name the authority that they must trust, --ca-file certs/ca.crt; or the server's certificate in [tls] of \
-                 the settings (-c FILE); or say --scheme https where they trust it already, --scheme http if it has no TLS",
-            ));
+        if !https && !is_said {
+            let silent = served.silent().map(|why| Failure::new(why, None).message);
+            let unknown = "no server runs here that could be asked".to_owned();
+            if let Some(why) = silent.or_else(|| (!is_loopback(address)).then_some(unknown)) {
+                return Err(wrong(format!("how do clients speak to {address}? {why}, and no setting tells"), SAY_HOW));
+            }
         }
         let ca_file = match &self.ca_file {
             Some(path) => Some(path.clone()),

@@ -15,6 +15,8 @@ pub(super) struct Served {
     ports: Vec<Port>,
     /// What clients are shown, where it is known.
     certificate: Option<PathBuf>,
+    /// Why one that may run did not tell.
+    silent: Option<AdminError>,
 }
 
 /// Where it listens.
@@ -31,9 +33,11 @@ impl Served {
     pub(super) fn ask(settings: &Settings, client: &AdminClient) -> Result<Self, Failure> {
         match block_on(async { Ok(client.status().await) })? {
             Ok(report) => Ok(Self::running(&report)),
-            // Nobody is there, or nobody who would tell us: the settings say what will be.
-            Err(AdminError::NotServed { .. } | AdminError::Open { .. } | AdminError::Refused { .. }) => {
-                Ok(Self::by(settings))
+            // Nobody is there: the settings say what will be.
+            Err(AdminError::NotServed { .. }) => Ok(Self::by(settings)),
+            // Somebody is, but not for us, who may still have the settings.
+            Err(why @ (AdminError::Open { .. } | AdminError::Refused { .. })) => {
+                Ok(Self { silent: Some(why), ..Self::by(settings) })
             }
             Err(why) => Err(why.into()),
         }
@@ -45,7 +49,11 @@ impl Served {
             Some(Port { address: address.parse().ok()?, https: scheme == "https", is_said: true })
         };
         let shown = report.certificates.iter().find(|one| one.role == Role::Server);
-        Self { ports: report.origins.iter().filter_map(port).collect(), certificate: shown.map(|one| one.file.clone()) }
+        Self {
+            ports: report.origins.iter().filter_map(port).collect(),
+            certificate: shown.map(|one| one.file.clone()),
+            silent: None,
+        }
     }
 
     pub(super) fn by(settings: &Settings) -> Self {
@@ -54,7 +62,12 @@ impl Served {
         let plain = settings.server.listen_plain.iter();
         let plain = plain.map(|address| Port { address: *address, https: false, is_said: true });
         let certificate = settings.tls.certificate.clone().filter(|_| !settings.server.listen.is_empty());
-        Self { ports: listen.chain(plain).collect(), certificate }
+        Self { ports: listen.chain(plain).collect(), certificate, silent: None }
+    }
+
+    /// A server that did not tell what it speaks.
+    pub(super) fn silent(&self) -> Option<&AdminError> {
+        self.silent.as_ref()
     }
 
     /// The port that `address` leads to. Where none has its number, something stands in between: then the safest.
@@ -133,11 +146,11 @@ mod tests {
     fn the_scheme_is_that_of_the_port_that_the_address_leads_to() {
         let port = |text: &str, https, is_said| Port { address: text.parse().unwrap(), https, is_said };
         let (tls, plain) = (port("0.0.0.0:5000", true, true), port("0.0.0.0:5080", false, true));
-        let served = Served { ports: vec![plain, tls], certificate: None };
+        let served = Served { ports: vec![plain, tls], certificate: None, silent: None };
         assert_eq!(served.port("registry.site:5080"), Some(plain));
         for address in ["registry.site:5000", "registry.site", "registry.site:443", "[fd00::1]:443"] {
             assert_eq!(served.port(address), Some(tls), "{address}");
         }
-        assert_eq!(Served { ports: Vec::new(), certificate: None }.port("a:1"), None);
+        assert_eq!(Served { ports: Vec::new(), certificate: None, silent: None }.port("a:1"), None);
     }
 }

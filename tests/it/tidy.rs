@@ -85,3 +85,19 @@ fn what_must_be_covered_is_cited_by_a_test() {
     let missing: Vec<u32> = (1..=20).filter(|number| *number != 9 && !cited.contains(number)).collect();
     assert!(missing.is_empty(), "no test cites invariant {missing:?}");
 }
+
+#[test]
+fn the_limits_in_the_docs_are_those_of_the_source() {
+    // Invariant 17
+    let text = fs::read_to_string("docs/limits.md").unwrap();
+    let mut rows = 0;
+    for row in text.lines().filter(|row| row.contains("| `src/")) {
+        let place = row.rsplit("| ").find(|cell| cell.starts_with("`src/")).unwrap();
+        let mut quoted = place.split('`').skip(1).step_by(2);
+        let (file, constant) = (quoted.next().unwrap(), quoted.next().unwrap());
+        let source = fs::read_to_string(file).unwrap();
+        assert!(source.contains(&format!("const {constant};")), "{file} has no `{constant}`");
+        rows += 1;
+    }
+    assert!(rows > 20, "{rows}");
+}

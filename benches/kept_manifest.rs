@@ -1,13 +1,15 @@
 //! How many kept manifests of 1 KiB are served per second, GET and HEAD, by tag and by digest, over 64 keep-alive
-//! connections, beside nginx serving the same bytes? And how late is the slowest in a hundred?
+//! connections, beside nginx serving the same bytes? And how late is the slowest in a hundred? How many are left where
+//! there are users and rules, and each request shows a token, or a password?
 
 #[path = "support/mod.rs"]
 mod support;
 
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use support::far::Far;
+use support::far::{Far, Image};
 use support::nginx::Nginx;
 use support::registry::DockerRegistry;
 use support::report::{Spent, median, ms, rounds};
@@ -75,6 +77,48 @@ fn run(bench: &Bench) -> Outcome<String> {
             done.ratio("sealock", "nginx"),
             median(late_ms),
             median(docker_late_ms),
+        ));
+    }
+    figures.push(guarded(bench, upstream.address, &sealock, &image)?);
+    Ok(figures.join(" | "))
+}
+
+/// The same server, but with users and rules, beside the one without.
+fn guarded(bench: &Bench, upstream: SocketAddr, open: &Sealock, image: &Image) -> Outcome<String> {
+    let guarded = Sealock::open_guarded(&bench.folder("guarded")?, upstream)?;
+    let (bearer, basic) = (guarded.bearer()?, Sealock::basic());
+    for path in [image.path(), image.path_by_digest()] {
+        body::get_showing(guarded.address, &path, &basic)?;
+    }
+    guarded.close_gate()?;
+    if body::get(guarded.address, &image.path()).is_ok() {
+        return Err("the guarded server lets everybody in".into());
+    }
+
+    let length = image.bytes.len() as u64;
+    let (span, count) = (Duration::from_millis(bench.pick(100, 2000)), bench.pick(2, 7));
+    let mut figures = Vec::new();
+    for (kind, path) in [("tag", image.path()), ("digest", image.path_by_digest())] {
+        let (what, mut spent) = (format!("GET by {kind} per second"), Spent::default());
+        let done = rounds(&what, &["open", "token", "password"], count, |_, name| {
+            let (server, line) = match name {
+                "open" => (open, ""),
+                "token" => (&guarded, bearer.as_str()),
+                _ => (&guarded, basic.as_str()),
+            };
+            let requests = [Request::showing("GET", &path, server.address, length, line)?];
+            let before_s = server.running.cpu_s();
+            let tally = fire(server.address, &requests, CONNECTIONS, Until::Elapsed(span))?;
+            spent.add(name, server.running.cpu_s() - before_s, tally.answers as f64);
+            Ok(tally.per_second())
+        })?;
+        spent.tell(&what, "answer in µs", 1e6);
+        figures.push(format!(
+            "GET by {kind} with rules: {:.0}/s with a token, ratio {:.2} of without rules (target >0.8), {:.0}/s with a password, ratio {:.2}",
+            done.median("token"),
+            done.ratio("token", "open"),
+            done.median("password"),
+            done.ratio("password", "open"),
         ));
     }
     Ok(figures.join(" | "))

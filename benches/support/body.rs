@@ -34,18 +34,25 @@ pub struct Crowd {
 
 /// `GET path` on a connection of its own; anything but a whole 200 is an error.
 pub fn get(address: SocketAddr, path: &str) -> Outcome<Download> {
-    exchange(address, path, PATIENCE, |_| {})
+    exchange(address, path, "", PATIENCE, |_| {})
+}
+
+/// As [`get`], with a line such as `Authorization: …` in the request's head; gives the body as well.
+pub fn get_showing(address: SocketAddr, path: &str, line: &str) -> Outcome<Vec<u8>> {
+    let mut body = Vec::new();
+    exchange(address, path, line, PATIENCE, |piece| body.extend_from_slice(piece))?;
+    Ok(body)
 }
 
 /// As [`get`], but no read or connection attempt may take longer than `patience`.
 pub fn get_within(address: SocketAddr, path: &str, patience: Duration) -> Outcome<Download> {
-    exchange(address, path, patience, |_| {})
+    exchange(address, path, "", patience, |_| {})
 }
 
 /// Gets a blob and compares its digest; not to be timed.
 pub fn verify(address: SocketAddr, blob: &Blob) -> Outcome {
     let mut hash = Sha256::new();
-    exchange(address, &blob.path(), PATIENCE, |piece| hash.update(piece))?;
+    exchange(address, &blob.path(), "", PATIENCE, |piece| hash.update(piece))?;
     let actual = hex::encode(hash.finalize());
     if actual == blob.hex() { Ok(()) } else { Err(format!("asked for {}, got {actual}", blob.digest).into()) }
 }
@@ -80,13 +87,19 @@ impl Crowd {
     }
 }
 
-fn exchange(address: SocketAddr, path: &str, patience: Duration, mut take: impl FnMut(&[u8])) -> Outcome<Download> {
+fn exchange(
+    address: SocketAddr,
+    path: &str,
+    line: &str,
+    patience: Duration,
+    mut take: impl FnMut(&[u8]),
+) -> Outcome<Download> {
     let mut buffer = vec![0; BUFFER];
     let began = Instant::now();
     let mut stream = TcpStream::connect_timeout(&address, patience)?;
     stream.set_read_timeout(Some(patience))?;
     stream.set_nodelay(true)?;
-    stream.write_all(request("GET", path, address).as_bytes())?;
+    stream.write_all(request_showing("GET", path, address, line).as_bytes())?;
     let (mut filled, mut head_end) = (0, None);
     while head_end.is_none() {
         let read = stream.read(&mut buffer[filled..])?;
@@ -120,8 +133,15 @@ fn exchange(address: SocketAddr, path: &str, patience: Duration, mut take: impl 
 }
 
 pub fn request(method: &str, path: &str, address: SocketAddr) -> String {
-    let accept = super::far::MANIFEST_TYPE;
-    format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nUser-Agent: bench\r\nAccept: {accept}, */*\r\n\r\n")
+    request_showing(method, path, address, "")
+}
+
+/// With one more `line` in its head, unless that is empty.
+pub fn request_showing(method: &str, path: &str, address: SocketAddr, line: &str) -> String {
+    let (accept, end) = (super::far::MANIFEST_TYPE, if line.is_empty() { "" } else { "\r\n" });
+    format!(
+        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nUser-Agent: bench\r\nAccept: {accept}, */*\r\n{line}{end}\r\n"
+    )
 }
 
 /// Where the body begins.

@@ -11,6 +11,7 @@
 
 pub mod body;
 pub mod far;
+pub mod loris;
 pub mod nginx;
 pub mod process;
 pub mod push;

@@ -10,7 +10,10 @@ use std::process::Stdio;
 use std::sync::mpsc;
 use std::time::Duration;
 
+use base64::prelude::{BASE64_STANDARD, Engine as _};
+
 use super::Outcome;
+use super::body;
 use super::far::{Blob, REPOSITORY};
 use super::process::{Running, leashed};
 
@@ -23,6 +26,27 @@ pub struct Sealock {
     settings: PathBuf,
     data: PathBuf,
 }
+
+/// Who may log in to a guarded one, and the word for it.
+const USER: &str = "alice";
+const PASSWORD: &str = "correct horse battery staple";
+/// What a site with several teams has: the rule that lets her in comes last.
+const RULES: &str = r#"
+[access.groups]
+staff = ["bob", "carol", "alice"]
+[[access.rule]]
+repository = "security-products/**"
+verbs = ["pull"]
+to = ["anonymous"]
+[[access.rule]]
+repository = "team/**"
+verbs = ["pull", "push", "delete"]
+to = ["user:bob", "robot:ci"]
+[[access.rule]]
+repository = "bench/**"
+verbs = ["pull"]
+to = ["group:staff"]
+"#;
 
 /// The program under test.
 pub fn program() -> PathBuf {
@@ -65,6 +89,40 @@ impl Sealock {
         let more = format!("[tls]\ncertificate = {:?}\n", certs.join("server.crt"));
         fs::write(&settings, fs::read_to_string(&settings)?.replace(listen, &both) + &more)?;
         Self::start(folder, settings)
+    }
+
+    /// As [`Sealock::open`], with users and rules: nobody gets anything without [`Sealock::basic`] or [`Sealock::bearer`].
+    pub fn open_guarded(folder: &Path, upstream: SocketAddr) -> Outcome<Self> {
+        let settings = write_settings(folder, upstream, "1h")?;
+        fs::write(&settings, fs::read_to_string(&settings)? + RULES)?;
+        for name in ["bob", "carol", USER] {
+            let word = folder.join("word");
+            fs::write(&word, PASSWORD)?;
+            let add = leashed(program())
+                .arg("-c")
+                .arg(&settings)
+                .args(["user", "add", name, "--password-file"])
+                .arg(word)
+                .output()?;
+            if !add.status.success() {
+                return Err(format!("`sealock user add` failed: {}", String::from_utf8_lossy(&add.stderr)).into());
+            }
+        }
+        Self::start(folder, settings)
+    }
+
+    /// The line that shows a password.
+    pub fn basic() -> String {
+        format!("Authorization: Basic {}", BASE64_STANDARD.encode(format!("{USER}:{PASSWORD}")))
+    }
+
+    /// The line that shows a new token for the bench's repository.
+    pub fn bearer(&self) -> Outcome<String> {
+        let path = format!("/token?service=bench&scope=repository:{REPOSITORY}:pull");
+        let answer: serde_json::Value =
+            serde_json::from_slice(&body::get_showing(self.address, &path, &Self::basic())?)?;
+        let token = answer["token"].as_str().ok_or("the answer has no token")?;
+        Ok(format!("Authorization: Bearer {token}"))
     }
 
     fn start(folder: &Path, settings: PathBuf) -> Outcome<Self> {

@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,18 +16,23 @@ use super::Outcome;
 use super::body::request;
 use super::far::Blob;
 use super::process::leashed;
+use super::volley::Tally;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// `clients` curls get the blob at the same time, by HTTP `1.1` or `2`; how long it took them all.
-pub fn crowd(address: SocketAddr, blob: &Blob, clients: usize, http: &str, ca: &Path) -> Outcome<Duration> {
+/// How the curls ask: HTTP `1.1` or `2`, and the one cipher of TLS 1.3 that they offer, or those of curl's default.
+#[derive(Clone, Copy)]
+pub struct Curl {
+    pub http: &'static str,
+    pub cipher: Option<&'static str>,
+}
+
+/// `clients` curls get the blob at the same time; how long it took them all.
+pub fn crowd(address: SocketAddr, blob: &Blob, clients: usize, how: Curl, ca: &Path) -> Outcome<Duration> {
     let began = Instant::now();
     let start = |_| {
-        let mut curl = leashed("curl");
-        curl.args(["-sS", "--tlsv1.3", "-o", "/dev/null", "-w", "%{http_code} %{http_version} %{size_download}"])
-            .args(["--http1.1"].iter().filter(|_| http == "1.1"))
-            .arg("--cacert")
-            .arg(ca)
+        let mut curl = curl(how, ca);
+        curl.args(["-o", "/dev/null", "-w", "%{http_code} %{http_version} %{size_download}"])
             .arg(format!("https://{address}{}", blob.path()))
             .stdout(Stdio::piped());
         Ok(curl.spawn()?)
@@ -35,7 +40,7 @@ pub fn crowd(address: SocketAddr, blob: &Blob, clients: usize, http: &str, ca: &
     let running: Vec<_> = (0..clients).map(start).collect::<Outcome<_>>()?;
     for one in running {
         let said = String::from_utf8(one.wait_with_output()?.stdout)?;
-        let expected = format!("200 {http} {}", blob.size);
+        let expected = format!("200 {} {}", how.http, blob.size);
         if said != expected {
             return Err(format!("curl says `{said}`, not `{expected}`").into());
         }
@@ -43,25 +48,52 @@ pub fn crowd(address: SocketAddr, blob: &Blob, clients: usize, http: &str, ca: &
     Ok(began.elapsed())
 }
 
-/// `threads` clients make one connection after the other for `span`, each with one request; how many in a second.
-pub fn connections_per_s(
+/// The cipher that curl and the server at `address` agree on.
+pub fn negotiated(address: SocketAddr, how: Curl, ca: &Path) -> Outcome<String> {
+    let asked = curl(how, ca).args(["-v", "-o", "/dev/null"]).arg(format!("https://{address}/v2/")).output()?;
+    let said = String::from_utf8_lossy(&asked.stderr);
+    let cipher = said.lines().find_map(|line| line.split_once("SSL connection using TLSv1.3 / "));
+    let cipher = cipher.and_then(|(_, rest)| rest.split_whitespace().next());
+    Ok(cipher.ok_or_else(|| format!("curl does not name a cipher of TLS 1.3:\n{said}"))?.to_owned())
+}
+
+fn curl(how: Curl, ca: &Path) -> Command {
+    let mut curl = leashed("curl");
+    curl.args(["-sS", "--tlsv1.3"]).arg("--cacert").arg(ca);
+    curl.args(["--http1.1"].iter().filter(|_| how.http == "1.1"));
+    if let Some(cipher) = how.cipher {
+        curl.args(["--tls13-ciphers", cipher]);
+    }
+    curl
+}
+
+/// `threads` clients make one connection after the other for `span`, each with one request.
+pub fn connections(
     address: SocketAddr,
     ca: &Path,
     threads: usize,
     kind: HandshakeKind,
     span: Duration,
-) -> Outcome<f64> {
+) -> Outcome<Tally> {
     let began = Instant::now();
-    let count = std::thread::scope(|scope| {
+    let latencies = std::thread::scope(|scope| {
         let running: Vec<_> =
             (0..threads).map(|_| scope.spawn(|| connect_until(address, ca, kind, began + span))).collect();
-        let counts = running.into_iter().map(|one| one.join().unwrap_or_else(|_| Err("panicked".into())));
-        counts.sum::<Outcome<usize>>()
+        let all = running.into_iter().map(|one| one.join().unwrap_or_else(|_| Err("panicked".into())));
+        all.collect::<Outcome<Vec<_>>>()
     })?;
-    Ok(count as f64 / began.elapsed().as_secs_f64())
+    Ok(Tally::of(latencies.concat(), began.elapsed()))
 }
 
-fn connect_until(address: SocketAddr, ca: &Path, kind: HandshakeKind, until: Instant) -> Outcome<usize> {
+/// The first words of a handshake with `address`.
+pub fn hello(address: SocketAddr, ca: &Path) -> Outcome<Vec<u8>> {
+    let mut session = ClientConnection::new(Arc::new(settings(ca)?), ServerName::from(address.ip()))?;
+    let mut words = Vec::new();
+    session.write_tls(&mut words)?;
+    Ok(words)
+}
+
+fn settings(ca: &Path) -> Outcome<ClientConfig> {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(ca)?)?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -70,13 +102,20 @@ fn connect_until(address: SocketAddr, ca: &Path, kind: HandshakeKind, until: Ins
         .with_root_certificates(roots)
         .with_no_client_auth();
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(config)
+}
+
+/// How long each took, from before its connection to its answer.
+fn connect_until(address: SocketAddr, ca: &Path, kind: HandshakeKind, until: Instant) -> Outcome<Vec<Duration>> {
+    let mut config = settings(ca)?;
     if kind == HandshakeKind::Full {
         config.resumption = Resumption::disabled();
     }
     let config = Arc::new(config);
     let (name, request) = (ServerName::from(address.ip()), request("GET", "/v2/", address));
-    let mut count = 0;
+    let mut latencies = Vec::new();
     while Instant::now() < until {
+        let began = Instant::now();
         let socket = TcpStream::connect_timeout(&address, PATIENCE)?;
         socket.set_read_timeout(Some(PATIENCE))?;
         socket.set_nodelay(true)?;
@@ -88,10 +127,10 @@ fn connect_until(address: SocketAddr, ca: &Path, kind: HandshakeKind, until: Ins
         if !answer[..read].starts_with(b"HTTP/1.1 200 ") {
             return Err(format!("{address} answers {}", String::from_utf8_lossy(&answer[..read])).into());
         }
-        if count > 0 && stream.conn.handshake_kind() != Some(kind) {
+        if !latencies.is_empty() && stream.conn.handshake_kind() != Some(kind) {
             return Err(format!("the handshake was {:?}, not {kind:?}", stream.conn.handshake_kind()).into());
         }
-        count += 1;
+        latencies.push(began.elapsed());
     }
-    Ok(count)
+    Ok(latencies)
 }

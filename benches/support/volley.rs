@@ -8,7 +8,7 @@ use rustix::buffer::spare_capacity;
 use rustix::event::{Timespec, epoll};
 
 use super::Outcome;
-use super::body::{find_head_end, request};
+use super::body::{find_head_end, request_showing};
 
 /// Longest silence of a server before the bench gives up.
 const SILENCE_MAX: Timespec = Timespec { tv_sec: 60, tv_nsec: 0 };
@@ -40,12 +40,22 @@ pub struct Tally {
 
 impl Request {
     pub fn new(method: &str, path: &str, address: SocketAddr, length: u64) -> Outcome<Self> {
-        let bytes = request(method, path, address).into_bytes();
+        Self::showing(method, path, address, length, "")
+    }
+
+    /// As [`Request::new`], with a line such as `Authorization: …` in its head.
+    pub fn showing(method: &str, path: &str, address: SocketAddr, length: u64, line: &str) -> Outcome<Self> {
+        let bytes = request_showing(method, path, address, line).into_bytes();
         Ok(Self { bytes, length: usize::try_from(length)?, has_body: method != "HEAD" })
     }
 }
 
 impl Tally {
+    pub fn of(mut latencies: Vec<Duration>, took: Duration) -> Self {
+        latencies.sort_unstable();
+        Self { answers: latencies.len(), took, latencies }
+    }
+
     pub fn per_second(&self) -> f64 {
         self.answers as f64 / self.took.as_secs_f64()
     }
@@ -119,9 +129,7 @@ pub fn fire(address: SocketAddr, requests: &[Request], connections: usize, until
             }
         }
     }
-    let took = order.began.elapsed();
-    latencies.sort_unstable();
-    Ok(Tally { answers: latencies.len(), took, latencies })
+    Ok(Tally::of(latencies, order.began.elapsed()))
 }
 
 /// Whose turn it is.

@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use support::far::{Far, Image};
+use support::far::{Blob, Far, Image};
 use support::nginx::Nginx;
 use support::registry::DockerRegistry;
 use support::report::{Spent, median, ms, rounds};
@@ -79,15 +79,16 @@ fn run(bench: &Bench) -> Outcome<String> {
             median(docker_late_ms),
         ));
     }
-    figures.push(guarded(bench, upstream.address, &sealock, &image)?);
+    figures.push(guarded(bench, upstream.address, &sealock, &image, &blobs)?);
     Ok(figures.join(" | "))
 }
 
 /// The same server, but with users and rules, beside the one without.
-fn guarded(bench: &Bench, upstream: SocketAddr, open: &Sealock, image: &Image) -> Outcome<String> {
+fn guarded(bench: &Bench, upstream: SocketAddr, open: &Sealock, image: &Image, blobs: &[Blob]) -> Outcome<String> {
     let guarded = Sealock::open_guarded(&bench.folder("guarded")?, upstream)?;
     let (bearer, basic) = (guarded.bearer()?, Sealock::basic());
-    for path in [image.path(), image.path_by_digest()] {
+    let paths = [image.path(), image.path_by_digest()].into_iter().chain(blobs.iter().map(Blob::path));
+    for path in paths {
         body::get_showing(guarded.address, &path, &basic)?;
     }
     guarded.close_gate()?;

@@ -50,7 +50,7 @@ fn run(bench: &Bench) -> Outcome<String> {
             Some(cipher) => return Err(format!("wanted {cipher}, got {ciphers}, and {peers} of nginx").into()),
             None => format!("curl's default, which is {ciphers}, {peers} of nginx"),
         });
-        let count = if cipher.is_none() { bench.pick(2, 7) } else { bench.pick(1, 5) };
+        let count = if cipher.is_none() { bench.pick(2, 7) } else { bench.pick(1, 3) };
         for (clients, http, target) in [(1, "1.1", 1.15), (16, "1.1", 1.25), (1, "2", 0.95)] {
             let mut spent = Spent::default();
             let load = format!("{clients} x {} by HTTP/{http}", report::size(blob.size));

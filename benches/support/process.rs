@@ -94,7 +94,7 @@ impl Running {
         self.child.id()
     }
 
-    /// Waits until `GET /v2/` at `address` is answered with 200.
+    /// Waits until `GET /v2/` at `address` is answered, with 200 or, where a login is asked for, 401.
     pub fn ready(&mut self, address: SocketAddr) -> Outcome {
         let until = Instant::now() + START_MAX;
         while !answers(address) {
@@ -208,7 +208,7 @@ fn answers(address: SocketAddr) -> bool {
         stream.write_all(b"GET /v2/ HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n")?;
         let mut start = [0; 12];
         stream.read_exact(&mut start)?;
-        Ok(&start == b"HTTP/1.1 200")
+        Ok([b"HTTP/1.1 200", b"HTTP/1.1 401"].contains(&&start))
     };
     ask().unwrap_or(false)
 }

@@ -65,8 +65,8 @@ fn run(bench: &Bench) -> Outcome<String> {
             figures.push(beside(&honest, kind.name, &[*kind], count, 3)?);
         }
     }
-    // All of them are as many as the server takes at all, with some left for the honest.
-    let share = bench.pick(count, 3600 / kinds.len());
+    // So few that all of them hang before the first is ended.
+    let share = bench.pick(count, 1000 / kinds.len());
     figures.push(beside(&honest, &format!("{share} of each at once"), &kinds, share, bench.pick(1, 3))?);
     figures.push(held(bench, &server, &kinds, share)?);
     Ok(figures.join(" | "))

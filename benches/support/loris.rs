@@ -51,7 +51,7 @@ pub struct Target<'a> {
 pub const UNREAD: &str = "an answer not read";
 
 const TICK: Duration = Duration::from_secs(1);
-const ACCEPT_MAX: Duration = Duration::from_secs(10);
+const ACCEPT_MAX: Duration = Duration::from_secs(5);
 /// So small that an answer soon stands still.
 const RECEIVE_BUFFER: usize = 4096;
 
@@ -102,13 +102,24 @@ pub fn kinds(target: &Target<'_>) -> Outcome<Vec<Kind>> {
 }
 
 impl Stalled {
-    /// Opens `count` connections of each of `kinds`, and waits until `server` holds them all.
+    /// Opens `count` connections of each of `kinds`, each kind when `server` holds all of the one before.
     pub fn open(kinds: &[&Kind], count: usize, server: &Running) -> Outcome<Self> {
         let began = Instant::now();
         let mut links = Vec::new();
         for kind in kinds {
             for _ in 0..count {
                 links.push(Link::open(kind)?);
+            }
+            let until = Instant::now() + ACCEPT_MAX;
+            loop {
+                let held = held(server, kind)?;
+                if held == count {
+                    break;
+                }
+                if Instant::now() > until {
+                    return Err(format!("{held} of {count} connections of the kind `{}` were taken", kind.name).into());
+                }
+                std::thread::sleep(Duration::from_millis(5));
             }
         }
         let (end, ended) = mpsc::channel();
@@ -117,15 +128,7 @@ impl Stalled {
                 links.iter_mut().for_each(Link::tick);
             }
         });
-        let stalled = Self { began, end: Some((end, thread)) };
-        while let Some(few) = kinds.iter().find(|kind| held(server, kind).is_ok_and(|held| held < count)) {
-            if began.elapsed() > ACCEPT_MAX {
-                let held = held(server, few)?;
-                return Err(format!("only {held} of {count} connections of the kind `{}` were taken", few.name).into());
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        Ok(stalled)
+        Ok(Self { began, end: Some((end, thread)) })
     }
 }
 

@@ -21,3 +21,18 @@ impl fmt::Debug for Secret {
         f.write_str("Secret(…)")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_is_not_shown_by_what_shows_everything() {
+        // Invariant 12
+        let (secret, within) = (Secret::new("pa55"), Some(("alice", Secret::new("pa55"))));
+        for shown in [format!("{secret:?}"), format!("{secret:#?}"), format!("{within:?}")] {
+            assert!(!shown.contains("pa55"), "{shown}");
+        }
+        assert_eq!(secret.expose(), "pa55");
+    }
+}

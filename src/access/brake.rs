@@ -193,8 +193,12 @@ mod tests {
         assert!(brake.wait("nobody", "2001:db8::2".parse().unwrap(), at(0)).is_some(), "the same network");
         assert!(brake.wait("nobody", "2001:db8:1::1".parse().unwrap(), at(0)).is_none());
         for number in 0..3 * REMEMBERED_MAX {
-            brake.failed(&format!("user{number}"), here, at(0));
+            let elsewhere = IpAddr::from([10, (number >> 16) as u8, (number >> 8) as u8, number as u8]);
+            brake.failed(&format!("user{number}"), elsewhere, at(0));
+            brake.succeeded(&format!("user{number}"), elsewhere, at(0));
         }
-        assert!(brake.accounts.len() <= REMEMBERED_MAX);
+        for remembered in [brake.accounts.len(), brake.networks.len(), brake.homes.len()] {
+            assert!(remembered <= REMEMBERED_MAX, "{remembered}");
+        }
     }
 }

@@ -86,6 +86,18 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_is_too_large_is_not_read() {
+        // Invariant 17
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("users");
+        let file = File::create(&path).unwrap();
+        file.set_len(FILE_BYTES_MAX).unwrap();
+        assert!(read(&path).unwrap().is_some());
+        file.set_len(FILE_BYTES_MAX + 1).unwrap();
+        assert!(read(&path).is_err());
+    }
+
+    #[test]
     fn what_root_writes_belongs_to_the_owner_of_the_data_folder() {
         if !rustix::process::geteuid().is_root() {
             assert!(std::env::var_os("CI").is_none(), "giving files away takes root");

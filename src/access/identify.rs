@@ -204,22 +204,53 @@ impl Inner {
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+    use std::path::Path;
+
+    use futures_util::future::join_all;
+
     use crate::access::password::CHECKED;
-    use crate::access::{Access, AccessSettings, UsersFile, folder};
+    use crate::access::{
+        Access, AccessSettings, HASHING_MAX, Shown, Unidentified, UsersFile, Visitor, WAITING_MAX, folder,
+    };
     use crate::clock::Clock;
     use crate::gate::{AuditSettings, Gate, GateSettings};
     use crate::secret::Secret;
+
+    /// With one user, alice.
+    fn access(data: &Path) -> Access {
+        UsersFile::new(folder(data).join("users")).add("alice", &Secret::new("sesame-open")).unwrap();
+        let (clock, settings) = (Clock::system(), AccessSettings::default());
+        let gate = Gate::load_with(&GateSettings::default(), &AuditSettings::default(), data, clock.clone()).unwrap();
+        Access::open(&settings, &[], data, Default::default(), Default::default(), &gate, clock).unwrap()
+    }
+
+    #[tokio::test]
+    async fn so_many_passwords_are_hashed_and_wait_and_the_others_come_back() {
+        // Invariant 17
+        const TOO_MANY: usize = 10;
+        let data = tempfile::tempdir().unwrap();
+        let access = access(data.path());
+        // Each from an address of its own: none of them is slowed down.
+        let logins = (0..HASHING_MAX + WAITING_MAX + TOO_MANY).map(|number| {
+            let (username, password) = (format!("user{number}"), Secret::new("sesame-shut"));
+            let visitor = Visitor { address: IpAddr::from([10, 0, 0, number as u8]), certificate: None };
+            access.identify(Shown::Basic { username, password }, visitor)
+        });
+        let outcomes = join_all(logins).await;
+        let count = |wanted: fn(&Unidentified) -> bool| {
+            outcomes.iter().filter(|outcome| outcome.as_ref().is_err_and(wanted)).count()
+        };
+        let busy = count(|why| matches!(why, Unidentified::Busy));
+        let wrong = count(|why| matches!(why, Unidentified::WrongPassword));
+        assert_eq!((busy, wrong), (TOO_MANY, HASHING_MAX + WAITING_MAX));
+    }
 
     #[tokio::test]
     async fn a_name_that_nobody_has_is_hashed_for_like_any_other() {
         // Invariant 16
         let data = tempfile::tempdir().unwrap();
-        UsersFile::new(folder(data.path()).join("users")).add("alice", &Secret::new("sesame-open")).unwrap();
-        let (clock, settings) = (Clock::system(), AccessSettings::default());
-        let gate =
-            Gate::load_with(&GateSettings::default(), &AuditSettings::default(), data.path(), clock.clone()).unwrap();
-        let access =
-            Access::open(&settings, &[], data.path(), Default::default(), Default::default(), &gate, clock).unwrap();
+        let access = access(data.path());
         for (name, good) in [("alice", true), ("alice", false), ("nobody", false), ("", false), ("alice ", false)] {
             let before = CHECKED.get();
             let password = Secret::new(if good { "sesame-open" } else { "sesame-shut" });

@@ -357,3 +357,20 @@ fn values(value: &serde_json::Value) -> Vec<String> {
     };
     list.iter().take(VALUES_MAX).filter_map(text).filter(|text| text.len() <= CLAIM_VALUE_MAX).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_set_has_so_many_keys_and_a_claim_so_many_values() {
+        // Invariant 17
+        let key = serde_json::json!({ "kty": "OKP", "crv": "Ed25519", "x": "AA", "kid": "a" });
+        let set = |count| serde_json::json!({ "keys": vec![key.clone(); count] }).to_string();
+        assert_eq!(parse(set(KEYS_MAX).as_bytes()).map(|keys| keys.len()), Ok(KEYS_MAX));
+        assert!(parse(set(KEYS_MAX + 1).as_bytes()).is_err());
+        assert_eq!(values(&vec!["x"; 3 * VALUES_MAX].into()).len(), VALUES_MAX);
+        let (longest, longer) = ("x".repeat(CLAIM_VALUE_MAX), "x".repeat(CLAIM_VALUE_MAX + 1));
+        assert_eq!(values(&vec![longer, longest.clone()].into()), [longest]);
+    }
+}

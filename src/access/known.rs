@@ -129,7 +129,9 @@ mod tests {
         for number in 0..3 * TOKENS_MAX {
             remembered.keep_token(hash_of(&Secret::new(number.to_string())), &caller);
             remembered.keep_password(&number.to_string(), &Secret::new("x"), &caller, Timestamp::UNIX_EPOCH);
+            remembered.keep_job(hash_of(&Secret::new(number.to_string())), &caller, Timestamp::UNIX_EPOCH);
         }
         assert!(remembered.tokens.len() <= TOKENS_MAX && remembered.passwords.len() <= PASSWORDS_MAX);
+        assert!(remembered.jobs.len() <= JOBS_MAX);
     }
 }

@@ -353,4 +353,16 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn what_is_remembered_of_repositories_has_a_bound() {
+        // Invariant 17
+        let rules = Rules::new(&AccessSettings::default(), Arc::default(), Private::new());
+        for number in 0..3 * PLACES_MAX {
+            let repository = Repository { origin: Origin::Local, name: format!("team/{number}").parse().unwrap() };
+            let judged = rules.judge(Mode::Rules, &Subject::Anonymous, None, Verb::Pull, &repository);
+            assert_eq!(judged, Err(Reason::NotLoggedIn));
+        }
+        assert!(rules.places.len() <= PLACES_MAX, "{}", rules.places.len());
+    }
 }

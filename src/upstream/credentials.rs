@@ -295,6 +295,14 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_password_is_marked_as_secret_in_its_header() {
+        // Invariant 12
+        let password = Credential::Password { username: "robot".to_owned(), password: Secret::new("pa55") };
+        let header = password.basic().unwrap();
+        assert!(header.is_sensitive() && header == "Basic cm9ib3Q6cGE1NQ==");
+    }
+
+    #[test]
     fn a_helper_that_knows_nothing_means_anonymous_and_one_that_fails_does_not() {
         let docker = Docker { path: PathBuf::new(), server: "a.b".to_owned(), state: Mutex::default() };
         let failed = |stdout: &str| {

@@ -282,3 +282,27 @@ fn encode(fields: &[(&str, &str)]) -> String {
     let pairs = fields.iter().map(|(name, value)| format!("{name}={}", utf8_percent_encode(value, &ESCAPED)));
     pairs.collect::<Vec<_>>().join("&")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_marked_as_secret_in_its_header() {
+        // Invariant 12
+        let (refresh_at, fetched_at) = (Timestamp::UNIX_EPOCH, Timestamp::UNIX_EPOCH);
+        let header = Token { secret: Secret::new("t0ken"), refresh_at, fetched_at }.header().unwrap();
+        assert!(header.is_sensitive() && header == "Bearer t0ken");
+    }
+
+    #[test]
+    fn what_is_remembered_of_tokens_has_a_bound() {
+        // Invariant 17
+        let tokens = Tokens::default();
+        for number in 0..3 * TOKENS_MAX {
+            let (realm, scope) = (Uri::from_static("https://far.test/token"), format!("repository:{number}:pull"));
+            tokens.slot(&Key { realm, service: None, scope, credential: None }, Timestamp::UNIX_EPOCH);
+        }
+        assert!(tokens.slots.len() <= TOKENS_MAX, "{}", tokens.slots.len());
+    }
+}

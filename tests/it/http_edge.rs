@@ -435,6 +435,60 @@ async fn one_address_gets_its_share_and_no_more() {
 }
 
 #[tokio::test]
+async fn there_are_so_many_seats_and_the_next_client_waits_for_one() {
+    // Invariant 17
+    let edge = Edge::start(ServerSettings { connections_max: 1, ..patient() }).await;
+    let mut first = edge.send(&get("/hello")).await;
+    read_hello(&mut first).await;
+    let mut second = edge.send(&get("/hello")).await;
+    // More than it takes to answer the other, too.
+    for _ in 0..50 {
+        first.write_all(&get("/hello")).await.unwrap();
+        read_hello(&mut first).await;
+    }
+    let early = second.try_read(&mut [0; 1]).map_err(|why| why.kind());
+    assert_eq!(early, Err(std::io::ErrorKind::WouldBlock), "it is answered beside the first");
+    drop(first);
+    read_hello(&mut second).await;
+}
+
+#[tokio::test]
+async fn an_http2_connection_has_so_many_requests_at_one_time() {
+    // Invariant 17
+    const STREAMS: usize = 3;
+    let edge = Edge::start(ServerSettings { streams_max: STREAMS as u32, ..patient() }).await;
+    // The preface, and settings that change nothing (RFC 9113, 3.4 and 6.5).
+    let mut client = edge.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await;
+    let mut head = [0; 9];
+    in_time(client.read_exact(&mut head)).await.unwrap();
+    assert_eq!(head[3], 4, "the first frame is the settings");
+    let mut settings = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+    in_time(client.read_exact(&mut settings)).await.unwrap();
+    // SETTINGS_MAX_CONCURRENT_STREAMS is number 3.
+    let most = settings.chunks(6).find(|one| one[..2] == [0, 3]).expect("it has a bound");
+    assert_eq!(most[2..], (STREAMS as u32).to_be_bytes());
+    // Who opens one more all the same has it refused: headers of a GET for `/held`, each in a stream of its own.
+    let held = [&[0x82, 0x86, 0x41, 0x01, b'x', 0x44, 0x05][..], b"/held"].concat();
+    for number in 0..=STREAMS {
+        let mut frame = vec![0, 0, held.len() as u8, 1, 0x05];
+        frame.extend((2 * number as u32 + 1).to_be_bytes());
+        frame.extend(&held);
+        client.write_all(&frame).await.unwrap();
+    }
+    loop {
+        in_time(client.read_exact(&mut head)).await.unwrap();
+        let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+        in_time(client.read_exact(&mut payload)).await.unwrap();
+        // RST_STREAM with REFUSED_STREAM, of the last one.
+        if head[3] == 3 {
+            assert_eq!(u32::from_be_bytes([head[5], head[6], head[7], head[8]]), 2 * STREAMS as u32 + 1);
+            assert_eq!(payload, 7_u32.to_be_bytes());
+            break;
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_seat_is_free_again_when_its_client_leaves() {
     let edge = Edge::start(ServerSettings { connections_max: 1, ..patient() }).await;
     for _ in 0..5 {

@@ -435,6 +435,24 @@ async fn content_of_one_repository_is_not_served_through_another() {
     pull_fails(&site, &secret).await;
 }
 
+#[tokio::test]
+async fn a_running_fill_is_followed_only_from_where_upstream_has_the_blob_too() {
+    // Invariant 14
+    let far = FarRegistry::start().await;
+    let secret = far.put_image("team/private", "1", &[&large(21)]);
+    far.put_image("team/public", "1", &[b"public"]);
+    let setup = Sealock::setup().settings("[pull]\nprefetch = false");
+    let site = setup.upstream("gitlab", "gitlab.test", &far).gate_open().start().await;
+    let path = |name: &str| format!("/v2/gitlab.test/team/{name}/blobs/{}", secret.layers[0]);
+    let stalled = far.stall_blobs_at(2_000_000);
+    let running = read_some(&site, &path("private")).await;
+    assert_eq!(site.head(&path("private")).await.status, StatusCode::OK);
+    assert_eq!(site.head(&path("public")).await.status, StatusCode::NOT_FOUND);
+    stalled.release();
+    running.collect().await.unwrap();
+    assert_eq!(site.head(&path("public")).await.status, StatusCode::NOT_FOUND);
+}
+
 async fn pull_fails(site: &Sealock, image: &TestImage) {
     let name = "gitlab.test/team/public";
     assert_eq!(site.blob(name, &image.layers[0]).await.status, StatusCode::NOT_FOUND);

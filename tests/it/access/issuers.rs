@@ -310,3 +310,18 @@ async fn a_known_key_waits_for_no_refresh_and_is_not_believed_for_ever() {
     site.advance(Duration::from_secs(30));
     assert_eq!(status(&site, "/v2/", &of(&new, 4)).await, 200);
 }
+
+#[tokio::test]
+async fn a_set_of_keys_that_is_too_large_is_not_read() {
+    // Invariant 17
+    let signer = Signer::es256("ec");
+    let keys = KeyServer::start(&[&signer]).await;
+    let site = setup(&format!("jwks_url = \"{}\"", keys.url)).start().await;
+    let job = format!("Bearer {}", signer.token(&site, &json!({})));
+    let large = format!("{}{}", set(&[&signer]), " ".repeat(256 << 10));
+    *keys.body.lock().await = large;
+    assert_eq!(status(&site, "/v2/", &job).await, 401);
+    keys.serve(&[&signer]).await;
+    site.advance(Duration::from_secs(30));
+    assert_eq!((status(&site, "/v2/", &job).await, keys.asked()), (200, 2));
+}

@@ -169,6 +169,7 @@ async fn what_was_had_with_credentials_needs_a_login_here() {
     for (lines, rules, expected) in [
         ("", String::new(), 401),
         ("", rule("**", &["pull"], &["anonymous"]), 401),
+        ("", rule("**", &["pull", "push", "delete"], &["anonymous"]), 401),
         ("anonymous = true\n", String::new(), 200),
         ("anonymous = true\n", rule("far.test/**", &["pull"], &["anonymous"]), 200),
     ] {

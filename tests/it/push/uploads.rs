@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::select_all;
 use futures_util::stream;
 use http::{Method, StatusCode};
 use http_body::Frame;
 use http_body_util::StreamBody;
-use sealock::oci::Digest;
+use sealock::oci::{Digest, MANIFEST_SIZE_MAX};
 use sealock::store::{Faults, Step, UPLOADS_PER_CLIENT_MAX};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -195,6 +196,47 @@ async fn a_manifest_comes_in_time_or_makes_room_for_others() {
     let given_up = tokio::time::timeout(Duration::from_secs(20), trickle(client, &piece, Duration::from_millis(20)));
     let reply = given_up.await.expect("it is waited for");
     assert!(reply.starts_with("HTTP/1.1 408 ") && reply.contains("too long to come"), "{reply}");
+}
+
+#[tokio::test]
+async fn a_manifest_that_is_too_large_is_refused_before_all_of_it_is_there() {
+    // Invariant 17
+    let site = Sealock::setup().start().await;
+    let more = MANIFEST_SIZE_MAX as usize + 1;
+    let stated = format!("Content-Length: {more}\r\n\r\n").into_bytes();
+    let mut unstated = format!("Transfer-Encoding: chunked\r\n\r\n{more:x}\r\n").into_bytes();
+    unstated.resize(unstated.len() + more, b' ');
+    for rest in [stated, unstated] {
+        let mut client = connect(site.address).await.unwrap();
+        let head = format!("PUT /v2/{NAME}/manifests/1 HTTP/1.1\r\nHost: x\r\n");
+        client.write_all(&[head.as_bytes(), &rest].concat()).await.unwrap();
+        let mut reply = [0; 12];
+        let answered = tokio::time::timeout(Duration::from_secs(20), client.read_exact(&mut reply));
+        answered.await.expect("its end is not waited for").unwrap();
+        assert_eq!(&reply, b"HTTP/1.1 413");
+    }
+}
+
+#[tokio::test]
+async fn manifests_that_are_being_received_have_so_much_room_together() {
+    // Invariant 17
+    let site = Sealock::setup().start().await;
+    let size = MANIFEST_SIZE_MAX as usize;
+    // Each but for its last byte; 64 MiB have no room for all of them.
+    let head = format!("PUT /v2/{NAME}/manifests/1 HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n\r\n");
+    let most = [head.as_bytes(), &vec![b' '; size - 1]].concat();
+    let clients = (0..17).map(|_| {
+        Box::pin(async {
+            let mut client = connect(site.address).await.unwrap();
+            // Whoever is refused is so before all is sent.
+            let _ = client.write_all(&most).await;
+            let mut reply = [0; 12];
+            client.read_exact(&mut reply).await.map(|_| reply)
+        })
+    });
+    let first = tokio::time::timeout(Duration::from_secs(30), select_all(clients));
+    let (reply, ..) = first.await.expect("one of them is refused");
+    assert_eq!(&reply.unwrap(), b"HTTP/1.1 429");
 }
 
 #[tokio::test]

@@ -43,6 +43,17 @@ async fn docker_logs_in_pulls_and_pushes() {
 }
 
 #[tokio::test]
+async fn a_token_says_no_more_than_its_owner_may() {
+    // Invariant 14
+    let site = site().await;
+    let token = token(&site, &of("bob"), &["repository:team/app:pull,push,delete", "repository:other/app:pull"]).await;
+    let claims = token.split('.').nth(1).unwrap();
+    let claims: Value =
+        serde_json::from_slice(&base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(claims).unwrap()).unwrap();
+    assert_eq!(claims["access"], serde_json::json!([["", "team/app", ["pull"]]]));
+}
+
+#[tokio::test]
 async fn a_form_that_drips_is_not_waited_for() {
     // Invariant 17
     let site = Sealock::setup().settings("[server]\nheader_timeout = \"1s\"\n").start().await;

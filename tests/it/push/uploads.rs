@@ -147,7 +147,8 @@ async fn a_body_that_stands_still_is_given_up_and_can_be_resumed() {
     let (bytes, location) = (noise(1, 1000), begin(&site, NAME).await);
     let mut client = half_a_patch(&site, &location, 1000, &bytes[..400]).await;
     let mut reply = String::new();
-    client.read_to_string(&mut reply).await.unwrap();
+    let given_up = tokio::time::timeout(Duration::from_secs(20), client.read_to_string(&mut reply));
+    given_up.await.expect("it is waited for").unwrap();
     assert!(reply.starts_with("HTTP/1.1 408 ") && reply.contains("BLOB_UPLOAD_INVALID"), "{reply}");
     assert_eq!(site.get(&location).await.header("range"), Some("0-399"));
     let finished = finish(&site, &location, &Digest::sha256(&bytes), bytes.slice(400..)).await;

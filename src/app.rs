@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::access::{Access, AccessError};
+use crate::access::{Access, AccessError, KeysError};
 use crate::clock::Clock;
 use crate::config::Settings;
 use crate::gate::{Gate, GateError, Mode};
@@ -75,9 +75,13 @@ impl StartError {
             Self::Routes(_) | Self::Upstream(_) | Self::Tls(_) => true,
             Self::Admin(AdminError::Listen { source, .. }) => source.kind() == std::io::ErrorKind::PermissionDenied,
             Self::Admin(AdminError::NoGroup { .. } | AdminError::Lend { .. } | AdminError::Exposed { .. }) => true,
+            Self::Admin(AdminError::NotASocket { .. }) => true,
             Self::Admin(_) => false,
             Self::Bind(why) => why.source.kind() == std::io::ErrorKind::PermissionDenied,
-            Self::Store(_) | Self::Gate(_) | Self::Access(_) => false,
+            Self::Store(why) => matches!(why, StoreError::Newer),
+            // Who may read it may change, and a disk may come back.
+            Self::Access(why) => !matches!(why, AccessError::Keys(KeysError::Read { .. })),
+            Self::Gate(_) => false,
         }
     }
 
@@ -96,13 +100,16 @@ impl StartError {
     }
 }
 
-/// What an operator should know whose data folder others may look into.
+/// What an operator should know whose data folder others may look into, as those of earlier versions may be.
 fn exposed(data: &Path) -> Option<String> {
-    let mode = std::fs::metadata(data).ok()?.permissions().mode();
-    (mode & 0o004 != 0).then(|| {
-        let data = data.display();
-        format!("every user of this machine can look into the data folder `{data}`: `chmod o-r {data}`")
-    })
+    let mode = |path: &Path| std::fs::symlink_metadata(path).map_or(0, |found| found.permissions().mode());
+    let is_open = |name: &&str| mode(&data.join(name)) & 0o004 != 0;
+    let may_enter = mode(data) & 0o001 != 0;
+    (mode(data) & 0o004 != 0 || may_enter && ["blobs", "catalog.sqlite", "audit", "gate.json"].iter().any(is_open))
+        .then(|| {
+            let data = data.display();
+            format!("other users of this machine can read what is in the data folder `{data}`: `chmod -R o-rwx {data}`")
+        })
 }
 
 impl App {

@@ -1,9 +1,12 @@
 //! Files that others write too: what tells one content from the next, and putting one in place whole or not at all.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Write as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
+
+use rustix::process::{Gid, Uid};
+use rustix::thread;
 
 /// What tells one content of a file from the next: where it lies, its size, and the times of its last changes. That there
 /// is no file is a content as well.
@@ -31,33 +34,49 @@ pub struct Mode {
 }
 
 /// Puts `bytes` in the place of the file; on disk when this returns. It belongs to whom the file that was there belonged,
-/// or else the folder: commands may be run by root, and the server must read what they write. One at a time per file: the
-/// new one lies beside it as `<name>.new`, its owner's alone, until it is whole.
+/// or else the folder. A link is refused: it would become a file, and what it led to would stay as it was.
 pub fn replace(path: &Path, bytes: &[u8], mode: Mode) -> io::Result<()> {
-    let folder = folder_of(path);
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".new");
-    let new = folder.join(name);
-    let written = (|| {
-        // What a crash left.
-        let _ = std::fs::remove_file(&new);
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
-        let before = std::fs::metadata(path).ok();
-        let like = before.as_ref().map_or_else(|| std::fs::metadata(folder), |file| Ok(file.clone()))?;
-        if rustix::process::geteuid().is_root() {
-            std::os::unix::fs::fchown(&file, Some(like.uid()), Some(like.gid()))?;
-        }
-        let mode = before.map_or(mode.new, |file| file.mode() & mode.kept);
-        file.set_permissions(std::fs::Permissions::from_mode(mode))?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        std::fs::rename(&new, path)?;
-        File::open(folder)?.sync_all()
-    })();
-    if written.is_err() {
-        let _ = std::fs::remove_file(&new);
+    if path.is_symlink() {
+        return Err(io::Error::other("it is a link; name what it leads to"));
     }
-    written
+    let folder = folder_of(path);
+    // Its owner's alone; gone when it is dropped.
+    let mut new = tempfile::Builder::new().prefix(".").suffix(".new").tempfile_in(folder)?;
+    new.write_all(bytes)?;
+    let before = std::fs::metadata(path).ok();
+    let like = before.as_ref().map_or_else(|| std::fs::metadata(folder), |file| Ok(file.clone()))?;
+    let owned = std::os::unix::fs::fchown(new.as_file(), Some(like.uid()), Some(like.gid()));
+    // Only root can give files away; others give at most the group.
+    if rustix::process::geteuid().is_root() {
+        owned?;
+    } else if owned.is_err() {
+        let _ = std::os::unix::fs::fchown(new.as_file(), None, Some(like.gid()));
+    }
+    let mode = before.map_or(mode.new, |file| file.mode() & mode.kept);
+    new.as_file().set_permissions(std::fs::Permissions::from_mode(mode))?;
+    new.as_file().sync_all()?;
+    new.persist(path).map_err(|why| why.error)?;
+    File::open(folder)?.sync_all()
+}
+
+/// Does `what` with the rights of the folder's owner, if root asks for it. What lies in that folder is the owner's doing,
+/// links and names among it: with root's rights, it could have anything on the machine read or given away.
+pub fn as_owner<T: Send>(folder: &Path, what: impl FnOnce() -> T + Send) -> io::Result<T> {
+    let owner = std::fs::metadata(folder).ok().map(|found| (found.uid(), found.gid()));
+    let Some((uid, gid)) = owner.filter(|(uid, _)| *uid != 0 && rustix::process::geteuid().is_root()) else {
+        return Ok(what());
+    };
+    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+    // On Linux a thread has rights of its own, and these end with it.
+    std::thread::scope(|scope| {
+        let doing = scope.spawn(move || {
+            thread::set_thread_groups(&[])?;
+            thread::set_thread_res_gid(gid, gid, gid)?;
+            thread::set_thread_res_uid(uid, uid, uid)?;
+            Ok(what())
+        });
+        doing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 /// The folder that the file is in.
@@ -105,5 +124,32 @@ mod tests {
         std::fs::create_dir(&path).unwrap();
         replace(&path, b"two", MODE).unwrap_err();
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_link_is_refused_and_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let (link, file) = (folder.path().join("link"), folder.path().join("file"));
+        std::fs::write(&file, "one").unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        replace(&link, b"two", MODE).unwrap_err();
+        assert!(link.is_symlink() && std::fs::read(&file).unwrap() == b"one");
+    }
+
+    #[test]
+    fn root_acts_with_the_rights_of_the_folders_owner_for_that_alone() {
+        if !rustix::process::geteuid().is_root() {
+            assert!(std::env::var_os("CI").is_none(), "acting for others takes root");
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("roots"), "secret").unwrap();
+        std::fs::set_permissions(folder.path().join("roots"), std::fs::Permissions::from_mode(0o600)).unwrap();
+        std::os::unix::fs::chown(folder.path(), Some(54_321), Some(54_322)).unwrap();
+        let read = || std::fs::read(folder.path().join("roots")).is_ok();
+        assert!(!as_owner(folder.path(), read).unwrap() && read());
+        as_owner(folder.path(), || std::fs::write(folder.path().join("theirs"), "x").unwrap()).unwrap();
+        let theirs = std::fs::metadata(folder.path().join("theirs")).unwrap();
+        assert_eq!((theirs.uid(), theirs.gid()), (54_321, 54_322));
     }
 }

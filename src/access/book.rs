@@ -242,5 +242,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         std::os::unix::fs::symlink(folder.path().join("unmounted"), folder.path().join("users")).unwrap();
         assert!(Book::open(folder.path(), None).now().exists);
+        std::os::unix::fs::symlink(folder.path().join("unmounted"), folder.path().join("access")).unwrap();
+        assert!(Book::open(&folder.path().join("access"), None).now().exists);
     }
 }

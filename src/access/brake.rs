@@ -83,6 +83,15 @@ impl Brake {
         self.homes.insert(self.key((account, network(address))), home);
     }
 
+    /// Was let in by what is remembered of an earlier login: it is at home there still. Forgets no failures.
+    pub fn returned(&self, account: &str, address: IpAddr, now: Timestamp) {
+        if let Some((key, home)) = self.home(account, network(address), now)
+            && now.duration_since(home.logged_in_at) > FORGOTTEN_AFTER
+        {
+            self.homes.insert(key, Home { logged_in_at: now, ..home });
+        }
+    }
+
     fn home(&self, account: &str, network: IpAddr, now: Timestamp) -> Option<(u64, Home)> {
         let key = self.key((account, network));
         let home = self.homes.get(&key)?;
@@ -176,7 +185,11 @@ mod tests {
         assert_eq!(brake.wait("alice", home, at(2)), Some(Duration::from_secs(1)));
         brake.succeeded("alice", home, at(4));
         assert!(brake.wait("alice", home, at(4)).is_none() && brake.wait("alice", elsewhere, at(4)).is_some());
+        brake.returned("alice", home, at(4) + HOME_FOR / 2);
+        brake.returned("alice", elsewhere, at(4) + HOME_FOR / 2);
         let later = at(4) + HOME_FOR;
+        assert!(brake.wait("alice", home, later).is_none(), "it was there since");
+        let later = later + HOME_FOR;
         for _ in 0..ACCOUNT_TRIES {
             brake.failed("alice", elsewhere, later);
         }

@@ -2,10 +2,10 @@
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, OFlags, flock};
 
 use crate::files::{self, Mode, folder_of};
 
@@ -16,8 +16,8 @@ pub const FILE_BYTES_MAX: u64 = 2 << 20;
 pub fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
     let bytes = match std::fs::metadata(path) {
         // That is not the same as no file, which lets everybody in.
-        Err(error) if error.kind() == io::ErrorKind::NotFound && path.is_symlink() => {
-            return Err(io::Error::other("it is a link that leads nowhere"));
+        Err(error) if error.kind() == io::ErrorKind::NotFound && leads_nowhere(path) => {
+            return Err(io::Error::other("it, or its folder, is a link that leads nowhere"));
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
@@ -29,6 +29,11 @@ pub fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
         Ok(_) => std::fs::read(path)?,
     };
     Ok(Some(bytes))
+}
+
+/// Whether the file, or its folder, is a link to what is not there.
+fn leads_nowhere(path: &Path) -> bool {
+    path.is_symlink() || (folder_of(path).is_symlink() && !folder_of(path).exists())
 }
 
 /// Puts `bytes` in the place of the file; on disk when this returns. It is nobody's to read but its owner's.
@@ -44,11 +49,10 @@ pub fn lock(path: &Path) -> io::Result<File> {
     make_folder(folder)?;
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".lock");
-    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(folder.join(name))?;
-    if rustix::process::geteuid().is_root() {
-        let like = std::fs::metadata(folder)?;
-        std::os::unix::fs::fchown(&file, Some(like.uid()), Some(like.gid()))?;
-    }
+    let mut options = OpenOptions::new();
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    options.create(true).truncate(false).write(true).mode(0o600).custom_flags(flags.bits() as i32);
+    let file = options.open(folder.join(name))?;
     flock(&file, FlockOperation::LockExclusive)?;
     Ok(file)
 }
@@ -59,16 +63,13 @@ fn make_folder(folder: &Path) -> io::Result<()> {
         return Ok(());
     }
     DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-    let parent = folder_of(folder);
-    if rustix::process::geteuid().is_root() {
-        let like = std::fs::metadata(parent)?;
-        std::os::unix::fs::chown(folder, Some(like.uid()), Some(like.gid()))?;
-    }
-    File::open(parent)?.sync_all()
+    File::open(folder_of(folder))?.sync_all()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
     use super::*;
 
     #[test]
@@ -106,8 +107,11 @@ mod tests {
         let data = tempfile::tempdir().unwrap();
         std::os::unix::fs::chown(data.path(), Some(54_321), Some(54_322)).unwrap();
         let access = data.path().join("access");
-        drop(lock(&access.join("users")).unwrap());
-        replace(&access.join("users"), b"one").unwrap();
+        let change = || {
+            drop(lock(&access.join("users")).unwrap());
+            replace(&access.join("users"), b"one").unwrap();
+        };
+        files::as_owner(data.path(), change).unwrap();
         let inside = std::fs::read_dir(&access).unwrap().map(|entry| entry.unwrap().path());
         for path in inside.chain([access.clone()]) {
             let found = std::fs::metadata(&path).unwrap();

@@ -72,6 +72,7 @@ impl Access {
     ) -> Result<Caller, Unidentified> {
         let inner = &self.0;
         if let Some(caller) = inner.remembered(entries, &username, &password) {
+            inner.brake.returned(&username, address, inner.clock.now());
             return Ok(caller);
         }
         inner.check_brake(&username, address)?;

@@ -55,7 +55,7 @@ pub use self::robots::{RobotOrder, RobotRecord, RobotsError, RobotsFile, TOKEN_P
 pub use self::rules::{Grounds, Mode, Private, Reason, Rules};
 pub use self::scope::{SCOPES_MAX, Scope};
 pub use self::settings::{AccessSettings, IssuerSettings, RuleSettings, Signature};
-pub use self::users::{UsersError, UsersFile};
+pub use self::users::{BrokenLine, UsersError, UsersFile};
 
 use self::book::{Book, Entries};
 use self::brake::Brake;

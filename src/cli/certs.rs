@@ -15,6 +15,8 @@ pub enum CertsCommand {
     /// Make an authority that clients can trust, and a server's certificate that it issued
     Init(Init),
     /// Make a new server's certificate of the same authority; a running server takes it by itself
+    ///
+    /// It is for the names that the old one was for; --host and --ip name others in their place, all of them.
     Renew(Renew),
     /// Show the certificates: for whom, by whom, how long; exit with 3 if one, or its key, needs attention
     Show(Show),
@@ -111,10 +113,26 @@ impl Init {
 impl Renew {
     fn run(self, common: &Common) -> Result<(), Failure> {
         let folder = self.place.folder(&common.settings()?.tls);
+        let before = names_in(&folder);
         tls::renew(&folder, &self.names.all(), self.ca_key.as_deref(), Clock::system().now())?;
         tell(&folder)?;
-        print::line("a running server takes it by itself; clients need nothing new")
+        let now = names_in(&folder);
+        let gone: Vec<_> = before.into_iter().filter(|name| !now.contains(name)).collect();
+        match gone.is_empty() {
+            true => print::line("a running server takes it by itself; clients need nothing new"),
+            false => print::line(&format!(
+                "a running server takes it by itself, and then is no longer trusted as {}; to keep a name, give it with --host \
+                 or --ip, too",
+                gone.join(", ")
+            )),
+        }
     }
+}
+
+/// Of the server's certificate that is there now.
+fn names_in(folder: &Folder) -> Vec<String> {
+    let shown = tls::shown(&folder.certificate(), Role::Server, Clock::system().now()).unwrap_or_default();
+    shown.into_iter().flat_map(|one| one.facts.names).collect()
 }
 
 impl Show {

@@ -53,7 +53,7 @@ impl ConfigCommand {
             0 => print::line("the settings are good"),
             count => {
                 problems.iter().try_for_each(|problem| print::line(&format!("  {problem}")))?;
-                Err(Failure::found(format!("the settings are good, but not {count} of the files that they lead to")))
+                Err(Failure::found(format!("the settings are good, but what they lead to has {count} faults")))
             }
         }
     }

@@ -1,10 +1,14 @@
 //! `sealock robot add|list|revoke`: access tokens for programs.
 
+use std::collections::BTreeMap;
+use std::path::Path;
+
 use clap::{Args, Subcommand};
 
 use super::{Common, Failure, print};
-use crate::access::{self, RobotOrder, RobotsError, RobotsFile, Verb};
+use crate::access::{self, RobotOrder, RobotRecord, RobotsError, RobotsFile, Verb};
 use crate::clock::Clock;
+use crate::files;
 use crate::size::Span;
 
 #[derive(Subcommand)]
@@ -51,22 +55,27 @@ pub struct Named {
 
 impl RobotCommand {
     pub fn run(self, common: &Common) -> Result<(), Failure> {
-        let file = RobotsFile::new(&access::folder(&common.settings()?.server.data));
+        let data = common.settings()?.server.data;
+        let file = RobotsFile::new(&access::folder(&data));
         match self {
-            Self::Add(add) => add.run(&file),
-            Self::List(list) => show(&file, list.json),
+            Self::Add(add) => add.run(&file, &data),
+            Self::List(list) => show(&as_owner(&data, || file.list())?, list.json),
             Self::Revoke(robot) => {
-                file.revoke(&robot.name)?;
+                as_owner(&data, || file.revoke(&robot.name))?;
                 print::line(&format!("the token of robot `{}` is void", robot.name))
             }
         }
     }
 }
 
+fn as_owner<T: Send>(data: &Path, what: impl FnOnce() -> Result<T, RobotsError> + Send) -> Result<T, Failure> {
+    Ok(files::as_owner(data, what).map_err(|why| Failure::new(&why, None))??)
+}
+
 impl Add {
-    fn run(self, file: &RobotsFile) -> Result<(), Failure> {
+    fn run(self, file: &RobotsFile, data: &Path) -> Result<(), Failure> {
         let order = RobotOrder { repositories: self.repositories, verbs: self.verbs, lasting: self.lasting.0 };
-        let (token, record) = file.add(&self.name, &order, Clock::system().now())?;
+        let (token, record) = as_owner(data, || file.add(&self.name, &order, Clock::system().now()))?;
         if self.json {
             let shown = serde_json::json!({
                 "name": self.name, "token": token.expose(), "expires_at": record.expires_at,
@@ -75,16 +84,17 @@ impl Add {
             return print::json(&shown);
         }
         eprintln!(
-            "robot `{}` until {}; this is its token, and it is not shown again:",
+            "robot `{}` of the server of {} until {}; from now on, nobody comes in without a login but where a rule says so; this \
+             is its token, and it is not shown again:",
             self.name,
+            super::user::place(data),
             print::minute(record.expires_at)
         );
         print::line(token.expose())
     }
 }
 
-fn show(file: &RobotsFile, json: bool) -> Result<(), Failure> {
-    let robots = file.list()?;
+fn show(robots: &BTreeMap<String, RobotRecord>, json: bool) -> Result<(), Failure> {
     if json {
         let shown: Vec<_> = robots
             .iter()

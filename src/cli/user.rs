@@ -1,12 +1,13 @@
 //! `sealock user add|passwd|rm|list`: who can log in with a password.
 
 use std::io::{self, BufRead as _, IsTerminal as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 
 use super::{Common, Failure, print};
-use crate::access::{self, PASSWORD_BYTES_MAX, UsersError, UsersFile};
+use crate::access::{self, BrokenLine, PASSWORD_BYTES_MAX, UsersError};
+use crate::files;
 use crate::secret::Secret;
 
 #[derive(Subcommand)]
@@ -48,24 +49,41 @@ impl UserCommand {
     pub fn run(self, common: &Common) -> Result<(), Failure> {
         let settings = common.settings()?;
         let file = access::users_file(&settings.access, &settings.server.data);
+        let htpasswd = settings.access.htpasswd.as_deref();
+        let home = htpasswd.map_or(settings.server.data.as_path(), files::folder_of);
         match self {
             Self::Add(user) => {
-                file.check_new(&user.name)?;
-                file.add(&user.name, &user.password()?)?;
-                print::line(&format!("user `{}` can log in", user.name))
+                as_owner(home, || file.check_new(&user.name))?;
+                let password = user.password()?;
+                as_owner(home, || file.add(&user.name, &password))?;
+                print::line(&format!(
+                    "user `{}` can log in to the server of {}",
+                    user.name,
+                    place(&settings.server.data)
+                ))
             }
             Self::Passwd(user) => {
-                file.check_known(&user.name)?;
-                file.set_password(&user.name, &user.password()?)?;
+                as_owner(home, || file.check_known(&user.name))?;
+                let password = user.password()?;
+                as_owner(home, || file.set_password(&user.name, &password))?;
                 print::line(&format!("user `{}` has a new password", user.name))
             }
             Self::Rm(user) => {
-                file.remove(&user.name)?;
+                as_owner(home, || file.remove(&user.name))?;
                 print::line(&format!("user `{}` is removed", user.name))
             }
-            Self::List(list) => show(&file, list.json),
+            Self::List(list) => as_owner(home, || file.list()).and_then(|found| show(found, list.json)),
         }
     }
+}
+
+/// For who is in another folder than the server.
+pub(super) fn place(data: &Path) -> String {
+    std::path::absolute(data).unwrap_or_else(|_| data.to_owned()).display().to_string()
+}
+
+fn as_owner<T: Send>(home: &Path, what: impl FnOnce() -> Result<T, UsersError> + Send) -> Result<T, Failure> {
+    Ok(files::as_owner(home, what).map_err(|why| Failure::new(&why, None))??)
 }
 
 impl WithPassword {
@@ -125,8 +143,7 @@ fn read(from: impl io::Read) -> io::Result<Secret> {
     Ok(Secret::new(line.strip_suffix('\n').map_or(line.as_str(), |line| line.trim_end_matches('\r'))))
 }
 
-fn show(file: &UsersFile, json: bool) -> Result<(), Failure> {
-    let (names, broken) = file.list()?;
+fn show((names, broken): (Vec<String>, Vec<BrokenLine>), json: bool) -> Result<(), Failure> {
     for (line, why) in &broken {
         eprintln!("sealock: line {line} of the users' file is of no use: {why}");
     }

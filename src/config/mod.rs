@@ -143,6 +143,12 @@ impl Settings {
         is_tls: bool,
     ) -> Result<Self, ConfigError> {
         let (settings, layers) = Self::load_with_layers(files, environment)?;
+        // The command line's certificate takes the place of that of the settings.
+        let tls = if is_tls {
+            TlsSettings { certificate: None, key: None, ..settings.tls.clone() }
+        } else {
+            settings.tls.clone()
+        };
         for (name, upstream) in &settings.upstream {
             if let Err((key, message)) = upstream.check_files(name) {
                 return Err(layers.wrong(&["upstream", name, key], message));
@@ -151,7 +157,7 @@ impl Settings {
         if let Some(message) = settings.admin.wrong_here() {
             return Err(layers.wrong(&["admin", "group"], message));
         }
-        if let Err(why) = ServerTls::load(&settings.tls, &Clock::system()) {
+        if let Err(why) = ServerTls::load(&tls, &Clock::system()) {
             let key: Vec<&str> = ["tls"].into_iter().chain(why.key()).collect();
             return Err(layers.wrong(&key, why.in_one_line()));
         }

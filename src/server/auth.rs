@@ -93,10 +93,12 @@ impl<'a> Door<'a> {
     /// The reply for who may not do what they ask for: `verb` of `what`.
     pub(super) fn denied(&self, why: &Denial, caller: &Caller, what: &str, wish: &Wish) -> Problem {
         let (id, client, reason) = (self.id, self.peer.address, why.reason());
+        let shown = caller.to_string();
+        let shown = shown.escape_debug();
         match why {
             // What clients begin with is no news.
             Denial::LogIn(_) => debug!(%id, %client, "not allowed without a login: {what}: {reason}"),
-            _ => info!(%id, %client, %caller, "`{caller}` may not {what}: {reason}"),
+            _ => info!(%id, %client, caller = %shown, "`{shown}` may not {what}: {reason}"),
         }
         match why {
             Denial::LogIn(_) => {

@@ -114,7 +114,8 @@ fn a_renewal_needs_the_authoritys_key_and_takes_the_names_over() {
     let names = |folder| json(folder, &["certs", "show", "--json"])[0]["names"].clone();
     assert_eq!(names(folder.path()), serde_json::json!([HOST, "127.0.0.1"]));
 
-    done(folder.path(), &["certs", "renew", "--ca-key", "away.key", "--host", "new.site"]);
+    let told = done(folder.path(), &["certs", "renew", "--ca-key", "away.key", "--host", "new.site"]);
+    assert!(told.contains(&format!("no longer trusted as {HOST}, 127.0.0.1")), "{told}");
     assert_eq!(names(folder.path()), serde_json::json!(["new.site"]));
 
     fs::write(&away, &after[3]).unwrap();

@@ -1,8 +1,10 @@
 //! `--check`: pulls with the installed client, and says whether the server was asked. A mirror that does not work is
 //! passed over in silence, so that a pull that succeeds proves nothing.
 
-use std::io;
+use std::fs::{OpenOptions, Permissions};
+use std::io::{self, Write as _};
 use std::net::{IpAddr, UdpSocket};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::time::Duration;
@@ -11,6 +13,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
 use tokio::process::Command;
+use tokio::signal::unix::{SignalKind, signal};
 use toml_edit::{DocumentMut, Item, value};
 
 use super::choose::choose;
@@ -60,14 +63,25 @@ pub(super) fn run(check: &Check, client: AdminClient, as_json: bool) -> Result<(
             Some(image) => image.to_owned(),
             None => choose(check.kind, check.containerd_store, check.site, &client.list(None).await?)?,
         };
-        let folder = tempfile::tempdir().map_err(|why| Failure::new(&why, None))?;
+        // A login may lie in it.
+        let mut folder = tempfile::Builder::new();
+        let folder = folder.prefix("sealock-check-").permissions(Permissions::from_mode(0o700)).tempdir();
+        let folder = folder.map_err(|why| Failure::new(&why, None))?;
         let watch = client.watch(watched(&image)).await?;
         let mut tried = Vec::new();
         for candidate in check.commands(folder.path(), &image)? {
             let shown = shown(&candidate);
             let mut command = Command::from(candidate);
             let running = command.kill_on_drop(true).stdin(std::process::Stdio::null()).output();
-            match tokio::time::timeout(PULL_TIMEOUT, running).await {
+            let ended = tokio::select! {
+                ended = tokio::time::timeout(PULL_TIMEOUT, running) => ended,
+                // The folder goes with us.
+                told = interrupted() => {
+                    told.map_err(|why| Failure::new(&why, None))?;
+                    return Err(Failure { code: 130, ..Failure::found("interrupted".to_owned()) });
+                }
+            };
+            match ended {
                 Ok(Ok(output)) => return Ok(judge(image, shown, &output, client.seen(&watch).await?)),
                 Ok(Err(why)) if why.kind() == std::io::ErrorKind::NotFound => {
                     tried.push(shown.split(' ').next().unwrap_or_default().to_owned());
@@ -82,6 +96,18 @@ pub(super) fn run(check: &Check, client: AdminClient, as_json: bool) -> Result<(
         Err(wrong(format!("there is no {} here", tried.join(", nor ")), hint))
     })?;
     tell(check, &verdict, as_json)
+}
+
+/// Until Ctrl-C, or whatever else asks us to end.
+async fn interrupted() -> io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    tokio::select! {
+        told = tokio::signal::ctrl_c() => told?,
+        _ = terminate.recv() => {}
+        _ = hangup.recv() => {}
+    }
+    Ok(())
 }
 
 /// The part of a reference that every way of asking for it has in common: its repository's last component.
@@ -289,7 +315,8 @@ fn hosts_with_login(site: &Site, hosts: &Path, folder: &Path, image: &str, login
     }
     let copy = folder.join("certs.d");
     std::fs::create_dir_all(copy.join(&place).parent().unwrap_or(&copy))?;
-    std::fs::write(copy.join(&place), document.to_string())?;
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(copy.join(&place))?;
+    file.write_all(document.to_string().as_bytes())?;
     Ok(copy)
 }
 

@@ -48,7 +48,8 @@ pub(super) fn plan(site: &Site) -> Plan {
     }
     plan.snippet("variables, in place of the flags", variables.concat());
     plan.own(FILE, &yaml(site, |name| reference(site, name)));
-    plan.step(format!("trivy image --config {FILE} IMAGE, or TRIVY_CONFIG={FILE}"));
+    let trust = if site.authority.is_some() { format!("SSL_CERT_FILE={CA_FILE} ") } else { String::new() };
+    plan.step(format!("{trust}trivy image --config {FILE} IMAGE, or TRIVY_CONFIG={FILE}"));
     if let Some(user) = &site.user {
         plan.step(format!(
             "docker login -u {user} {}, whose config.json Trivy reads; or TRIVY_USERNAME ({user}) and TRIVY_PASSWORD, both \

@@ -139,14 +139,12 @@ fn keep_copy(path: &Path, text: &str, is_key: bool, leave: Leave) -> io::Result<
         PathBuf::from(format!("{}.before-sealock{number}", path.display()))
     });
     for copy in names {
-        match fs::read_to_string(&copy) {
-            Ok(there) if there == text => return Ok(copy),
-            Ok(_) => {}
-            Err(why) if why.kind() != io::ErrorKind::NotFound => return Err(why),
-            // A link that leads nowhere: it is not followed.
-            Err(_) if copy.is_symlink() => {}
-            Err(_) if leave.dry_run => return Ok(copy),
-            Err(_) => {
+        match read(&copy) {
+            Ok(Some(there)) if there == text => return Ok(copy),
+            // Another copy, a link, or what nobody should read to its end.
+            Ok(Some(_)) | Err(_) => {}
+            Ok(None) if leave.dry_run => return Ok(copy),
+            Ok(None) => {
                 let mode = if is_key { KEY_MODE } else { fs::metadata(path)?.permissions().mode() & 0o7777 };
                 let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&copy)?;
                 file.write_all(text.as_bytes())?;

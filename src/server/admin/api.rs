@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header, request};
+use http::{HeaderValue, Method, Response, StatusCode, header, request};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use percent_encoding::percent_decode_str;
@@ -41,24 +41,23 @@ pub(super) struct Trouble {
 type Answer = Result<Value, Trouble>;
 
 impl Office {
-    pub(super) async fn respond(&self, request: Request<Incoming>, asker: &Asker) -> Response<Bytes> {
-        let (head, body) = request.into_parts();
+    pub(super) async fn respond(&self, head: &request::Parts, body: &[u8], asker: &Asker) -> Response<Bytes> {
         let answer = match (&head.method, head.uri.path()) {
             _ if matches!(asker.leave, Leave::Nothing) => Err(asker.refused("give orders here")),
             (&Method::GET, metrics::PATH) => self.metrics(asker).await.map(|text| reply(metrics::CONTENT_TYPE, text)),
-            _ => self.answer(&head, body, asker).await.map(|document| reply(JSON, document.to_string())),
+            _ => self.answer(head, body, asker).await.map(|document| reply(JSON, document.to_string())),
         };
         answer.unwrap_or_else(Trouble::respond)
     }
 
     /// What is about a repository that the order names, and so for those, too, who may give orders about that one alone.
-    async fn answer(&self, head: &request::Parts, body: Incoming, asker: &Asker) -> Answer {
-        let tag = async |body| {
-            let order: TagOrder = order(body).await?;
+    async fn answer(&self, head: &request::Parts, body: &[u8], asker: &Asker) -> Answer {
+        let tag = || {
+            let order: TagOrder = order(body)?;
             self.allow_name(asker, &order.name)?;
             Ok::<_, Trouble>(order)
         };
-        let move_tag = async |how, body| document(&self.move_tag(&tag(body).await?, how).await?);
+        let move_tag = async |how| document(&self.move_tag(&tag()?, how).await?);
         match (&head.method, head.uri.path()) {
             (&Method::GET, "/ls") => {
                 self.allow_something(asker)?;
@@ -66,13 +65,13 @@ impl Office {
                 lines.retain(|line| self.may_list(asker, &line.repository));
                 document(&lines)
             }
-            (&Method::POST, "/tag") => document(&self.tag(&tag(body).await?).await?),
-            (&Method::POST, "/tag/rollback") => move_tag(TagMoves::Rollback, body).await,
-            (&Method::POST, "/tag/pin") => move_tag(TagMoves::Pin, body).await,
-            (&Method::POST, "/tag/unpin") => move_tag(TagMoves::Unpin, body).await,
-            (&Method::POST, "/tag/release") => move_tag(TagMoves::Release, body).await,
+            (&Method::POST, "/tag") => document(&self.tag(&tag()?).await?),
+            (&Method::POST, "/tag/rollback") => move_tag(TagMoves::Rollback).await,
+            (&Method::POST, "/tag/pin") => move_tag(TagMoves::Pin).await,
+            (&Method::POST, "/tag/unpin") => move_tag(TagMoves::Unpin).await,
+            (&Method::POST, "/tag/release") => move_tag(TagMoves::Release).await,
             (&Method::POST, "/verify") => {
-                let order: VerifyOrder = order(body).await?;
+                let order: VerifyOrder = order(body)?;
                 match &order.name {
                     Some(name) => self.allow_name(asker, name)?,
                     None => self.allow_everything(asker)?,
@@ -87,29 +86,29 @@ impl Office {
     }
 
     /// The rest, for those who may give all orders.
-    async fn answer_to_all(&self, head: &request::Parts, body: Incoming, who: &str) -> Answer {
+    async fn answer_to_all(&self, head: &request::Parts, body: &[u8], who: &str) -> Answer {
         let (gate, store, keep) = (&self.source.gate, &self.source.store, &self.source.keep);
         match (&head.method, head.uri.path()) {
             (&Method::GET, "/gate") => document(&gate.status()),
-            (&Method::POST, "/gate/open") => document(&self.open(order(body).await?, who).await?),
-            (&Method::POST, "/gate/close") => document(&self.close(order(body).await?, who).await?),
+            (&Method::POST, "/gate/open") => document(&self.open(order(body)?, who).await?),
+            (&Method::POST, "/gate/close") => document(&self.close(order(body)?, who).await?),
             (&Method::GET, "/status") => document(&self.report().await?),
             (&Method::GET, "/status/wanted") => document(&store.wanted().await?),
             (&Method::POST, "/gc") => {
-                let CollectOrder { dry_run } = order(body).await?;
+                let CollectOrder { dry_run } = order(body)?;
                 document(&keep.collect(dry_run).await?)
             }
             (&Method::GET, "/verify") => {
                 let (checked, size_bytes) = keep.progress().so_far();
                 document(&VerifyReport { checked, size_bytes, ..VerifyReport::default() })
             }
-            (&Method::POST, "/upstream/check") => document(&self.check(&order(body).await?).await?),
+            (&Method::POST, "/upstream/check") => document(&self.check(&order(body)?).await?),
             (&Method::POST, "/watch") => {
-                let WatchOrder { name } = order(body).await?;
+                let WatchOrder { name } = order(body)?;
                 document(&WatchEnd { id: self.source.recent.watch(&name, self.source.clock.now()) })
             }
             (&Method::POST, "/watch/end") => {
-                let WatchEnd { id } = order(body).await?;
+                let WatchEnd { id } = order(body)?;
                 let over = || Trouble::absent("that watch is over".to_owned(), "begin another".to_owned());
                 document(&self.source.recent.end(id).ok_or_else(over)?)
             }
@@ -120,7 +119,8 @@ impl Office {
             }
             (method, path) => {
                 let error = format!("the admin API has no `{method} {path}`");
-                let hint = "use a `sealock` of the server's version".to_owned();
+                let hint = "orders are sent as POST, with curl: --json '{}'; otherwise use a `sealock` of the server's version";
+                let hint = hint.to_owned();
                 Err(Trouble { status: StatusCode::NOT_FOUND, error, hint: Some(hint) })
             }
         }
@@ -147,13 +147,17 @@ impl Office {
             ));
         }
         let who = who(order.who, caller);
-        Ok(self.source.gate.open(Order { who, why: order.why }, lasting, order.upstream.as_deref()).await?)
+        Ok(self
+            .source
+            .gate
+            .open(Order { who, why: order.why.map(|why| plain(&why)) }, lasting, order.upstream.as_deref())
+            .await?)
     }
 
     async fn close(&self, order: CloseOrder, caller: &str) -> Result<GateStatus, Trouble> {
         let drain = order.drain_ms.map(Duration::from_millis);
         let who = who(order.who, caller);
-        Ok(self.source.gate.close(Order { who, why: order.why }, drain).await?)
+        Ok(self.source.gate.close(Order { who, why: order.why.map(|why| plain(&why)) }, drain).await?)
     }
 
     async fn verify(&self, order: VerifyOrder) -> Result<VerifyReport, Trouble> {
@@ -302,23 +306,33 @@ fn document(value: &impl Serialize) -> Answer {
     })
 }
 
-async fn order<T: DeserializeOwned>(body: Incoming) -> Result<T, Trouble> {
+/// What comes with a request: small, and soon.
+pub(super) async fn received(body: Incoming) -> Result<Bytes, Trouble> {
     let hint = "an order is a small JSON document";
-    let reading = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, BODY_MAX).collect());
-    let bytes = match reading.await {
-        Ok(Ok(collected)) => collected.to_bytes(),
-        Ok(Err(why)) => return Err(Trouble::wrong(format!("cannot read the order: {why}"), hint)),
-        Err(_) => return Err(Trouble::wrong("the order did not come in time", hint)),
-    };
-    serde_json::from_slice(&bytes).map_err(|why| Trouble::wrong(format!("cannot read the order: {why}"), hint))
+    match tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, BODY_MAX).collect()).await {
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        Ok(Err(why)) => Err(Trouble::wrong(format!("cannot read the order: {why}"), hint)),
+        Err(_) => Err(Trouble::wrong("the order did not come in time", hint)),
+    }
+}
+
+fn order<T: DeserializeOwned>(body: &[u8]) -> Result<T, Trouble> {
+    let hint = "an order is a small JSON document";
+    serde_json::from_slice(body).map_err(|why| Trouble::wrong(format!("cannot read the order: {why}"), hint))
 }
 
 /// For the audit file: whoever may be named, it says who is calling.
 fn who(named: Option<String>, caller: &str) -> String {
-    match named.filter(|name| !name.trim().is_empty()) {
+    match named.map(|name| plain(&name)).filter(|name| !name.trim().is_empty()) {
         Some(name) => format!("{name}, by {caller}"),
         None => caller.to_owned(),
     }
+}
+
+/// Without what would begin a line of its own in a log, or turn one around on a terminal.
+fn plain(text: &str) -> String {
+    let turns = |c| matches!(c, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    text.chars().filter(|c| !c.is_control() && !turns(*c)).collect()
 }
 
 fn name_of(query: Option<&str>) -> Result<Option<String>, Trouble> {

@@ -285,7 +285,14 @@ async fn serve(stream: UnixStream, office: Arc<Office>, group: Option<u32>, stop
     let asker = Arc::new(Asker { who, leave: if may_order { Leave::Everything } else { Leave::Nothing } });
     let service = service_fn(move |request| {
         let (office, asker) = (Arc::clone(&office), Arc::clone(&asker));
-        async move { Ok::<_, std::convert::Infallible>(office.respond(request, &asker).await.map(Full::new)) }
+        async move {
+            let (head, body) = http::Request::into_parts(request);
+            let response = match api::received(body).await {
+                Ok(body) => office.respond(&head, &body, &asker).await,
+                Err(trouble) => trouble.respond(),
+            };
+            Ok::<_, std::convert::Infallible>(response.map(Full::new))
+        }
     });
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).keep_alive(false);

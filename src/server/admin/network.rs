@@ -13,7 +13,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::api::Trouble;
+use super::api::{Trouble, received};
 use super::rights::{Asker, Leave};
 use super::{COMMANDS_MAX, Office, STOP_TIMEOUT};
 use crate::access::{Unidentified, Visitor};
@@ -52,28 +52,43 @@ async fn answer(office: Arc<Office>, seats: Arc<Semaphore>, request: Request<Inc
     let has_body = !body.is_end_stream();
     let mut response = match office.let_in(&head, &peer).await {
         Err(refused) => refused,
-        // Who has not logged in takes no seat.
-        Ok(asker) => match seats.try_acquire() {
-            Ok(_seat) => {
-                if head.method == Method::POST {
-                    info!(who = asker.who, "an order of {}: {:.100}", asker.who, head.uri.path());
-                }
-                let (method, path) = (head.method.clone(), head.uri.path().to_owned());
-                let response = office.respond(Request::from_parts(head, body), &asker).await;
-                if response.status() == StatusCode::FORBIDDEN {
-                    info!(who = asker.who, "turned {} away from {method} {path:.100}", asker.who);
-                }
-                response
+        Ok(asker) => {
+            let response = follow(&office, &seats, &head, body, &asker).await.unwrap_or_else(|refused| refused);
+            if response.status() == StatusCode::FORBIDDEN {
+                let (method, path) = (head.method.as_str(), head.uri.path());
+                info!(who = asker.who, "turned {} away from {method:.20} {path:.100}", asker.who);
             }
-            Err(_) => later("too many orders at once".to_owned(), 1),
-        },
+            response
+        }
     };
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    if has_body && !response.status().is_success() {
-        // It may not have been read to its end, which could take for ever.
+    let is_stranger = response.status() == StatusCode::UNAUTHORIZED;
+    if is_stranger || has_body && !response.status().is_success() {
+        // Strangers hold no places; and a body may not have been read to its end, which could take for ever.
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response.map(Body::full)
+}
+
+/// A seat is taken only by who has a right, and only when all has come that they say.
+async fn follow(
+    office: &Office,
+    seats: &Semaphore,
+    head: &request::Parts,
+    body: Incoming,
+    asker: &Asker,
+) -> Result<Response<Bytes>, Response<Bytes>> {
+    let allowed = match super::metrics::PATH == head.uri.path() {
+        true => office.allow_metrics(asker),
+        false => office.allow_something(asker),
+    };
+    allowed.map_err(Trouble::respond)?;
+    let body = received(body).await.map_err(Trouble::respond)?;
+    let _seat = seats.try_acquire().map_err(|_| later("too many orders at once".to_owned(), 1))?;
+    if head.method == Method::POST {
+        info!(who = asker.who, "an order of {}: {:.100}", asker.who, head.uri.path());
+    }
+    Ok(office.respond(head, &body, asker).await)
 }
 
 impl Office {

@@ -81,7 +81,9 @@ impl Asker {
             Leave::ByRules(caller) if caller.is_scoped() => {
                 "a token of the token endpoint is for pulls and pushes; log in with a password or a robot's token"
             }
-            Leave::ByRules(_) => "it takes an access rule with the verb `admin`; `sealock access explain` says more",
+            Leave::ByRules(_) => {
+                "it takes an access rule with the verb `admin`, for the repository or, where the order is about more, for `**`"
+            }
             Leave::Everything | Leave::Nothing => {
                 "run this as root or as the user that runs the server, or be of the group that `admin.group` names"
             }

@@ -197,3 +197,42 @@ async fn a_verified_certificate_is_a_login() {
     let denied = access.decide(&caller, Verb::Pull, &place("all/app"));
     assert_eq!(denied, Err(Denial::LogIn(Reason::NotLoggedIn)));
 }
+
+#[test]
+fn what_the_service_put_into_its_folder_leads_root_nowhere() {
+    // Invariant 12
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink};
+    if !rustix::process::geteuid().is_root() {
+        assert!(std::env::var_os("CI").is_none(), "acting for others takes root");
+        return;
+    }
+    let folder = folder("presets = []\n");
+    let (data, roots) = (folder.path().join("data"), folder.path().join("roots"));
+    std::fs::write(&roots, "precious").unwrap();
+    std::fs::set_permissions(&roots, std::fs::Permissions::from_mode(0o600)).unwrap();
+    // The way there is open to the service's user.
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let whose = || std::fs::metadata(&roots).map(|file| (file.uid(), file.mode() & 0o777)).unwrap();
+    let before = whose();
+    for link in ["users.lock", "users", "robots.json.lock", "robots.json"] {
+        let _ = std::fs::remove_dir_all(&data);
+        std::fs::create_dir_all(data.join("access")).unwrap();
+        symlink(&roots, data.join("access").join(link)).unwrap();
+        for path in [&data, &data.join("access")] {
+            chown(path, Some(54_321), Some(54_322)).unwrap();
+        }
+        let add: &[&str] =
+            if link.starts_with("users") { &["user", "add", "alice"] } else { &["robot", "add", "ci", "--for", "1d"] };
+        let (code, out, err) = run(folder.path(), add, "sesame-open");
+        assert_ne!(code, 0, "{link}: {out} {err}");
+        assert_eq!((whose(), std::fs::read_to_string(&roots).unwrap()), (before, "precious".to_owned()), "{link}");
+    }
+    // Without such links, what it writes is the service's.
+    std::fs::remove_dir_all(&data).unwrap();
+    std::fs::create_dir(&data).unwrap();
+    chown(&data, Some(54_321), Some(54_322)).unwrap();
+    assert_eq!(run(folder.path(), &["user", "add", "alice"], "sesame-open").0, 0);
+    for path in ["access", "access/users"] {
+        assert_eq!(std::fs::metadata(data.join(path)).unwrap().uid(), 54_321, "{path}");
+    }
+}

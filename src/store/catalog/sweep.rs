@@ -268,9 +268,12 @@ pub async fn throw_away(
     Ok(gone)
 }
 
+/// Blobs that are old enough, and that no manifest names any more: one that has outlived its own batch, whatever let it
+/// live then, takes its blobs along when it goes, and is whole until then.
 async fn old_blobs(c: &mut Connection, digests: &[String], rules: &CollectRules) -> Result<Vec<String>, StoreError> {
     let since_ms = rules.since_ms();
-    let sql = "SELECT digest FROM blob WHERE kept_at < {since} AND used_at < {since} AND digest IN ({list})";
+    let sql = "SELECT digest FROM blob WHERE kept_at < {since} AND used_at < {since} AND digest IN ({list})
+        AND NOT EXISTS (SELECT 1 FROM part p JOIN manifest m ON m.digest = p.manifest WHERE p.digest = blob.digest)";
     let sql = sql.replace("{since}", &since_ms.to_string()).replace("{list}", &placeholders(1, digests.len()));
     let rows = bound(&sql, digests).fetch_all(&mut *c).await?;
     rows.iter().map(|row| Ok(row.try_get(0)?)).collect()

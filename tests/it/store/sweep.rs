@@ -169,6 +169,33 @@ async fn a_manifest_that_was_read_within_the_grace_time_stays_with_its_blobs() {
 }
 
 #[tokio::test]
+async fn a_manifest_that_is_read_between_the_look_and_the_sweep_stays_with_its_blobs() {
+    // Invariant 8
+    let (site, here) = (Site::new().await, repository("team/app"));
+    let old = overwritten(&site, &here).await;
+    let found = site.store.garbage(&rules(&site)).await.unwrap();
+    assert_eq!(found.len(), 3);
+    assert!(site.store.manifest(&here, &old.digest).await.unwrap().is_some());
+    let thrown = site.store.throw_away(&found, &rules(&site)).await.unwrap();
+    assert!(thrown.is_empty(), "{thrown:?}");
+}
+
+#[tokio::test]
+async fn a_blob_goes_only_once_no_manifest_names_it() {
+    // Invariant 8
+    let (site, here) = (Site::new().await, repository("team/app"));
+    let old = overwritten(&site, &here).await;
+    let found = site.store.garbage(&rules(&site)).await.unwrap();
+    let (manifests, blobs): (Vec<_>, Vec<_>) = found.into_iter().partition(|one| one.kind == GarbageKind::Manifest);
+    // As if the manifest had been alive when its own batch came.
+    assert!(site.store.throw_away(&blobs, &rules(&site)).await.unwrap().is_empty());
+    assert!(site.store.manifest(&here, &old.digest).await.unwrap().is_some());
+    site.days_pass();
+    assert_eq!(site.store.throw_away(&manifests, &rules(&site)).await.unwrap().len(), 1);
+    assert_eq!(site.store.throw_away(&blobs, &rules(&site)).await.unwrap().len(), 2);
+}
+
+#[tokio::test]
 async fn a_manifest_without_a_tag_stays_for_the_grace_time_after_its_deletion() {
     // Invariant 8
     let (site, here) = (Site::new().await, repository("team/app"));

@@ -184,7 +184,7 @@ fn the_journal_gets_levels_as_it_wants_them_and_no_second_time_stamp() {
         let inode = if is_journal { found.ino() } else { found.ino() + 1 };
         let mut command = sealock(program, &data, &["serve", "--listen", "127.0.0.1:0", "--gate", "open"]);
         command.env("SEALOCK_LOG_LEVEL", "debug").env("JOURNAL_STREAM", format!("{}:{inode}", found.dev()));
-        assert_eq!(command.stdout(Stdio::null()).stderr(file).status().unwrap().code(), Some(1));
+        assert_eq!(command.stdout(Stdio::null()).stderr(file).status().unwrap().code(), Some(2));
         std::fs::read_to_string(log).unwrap()
     };
     let (journal, elsewhere) = (told("journal", true), told("elsewhere", false));

@@ -605,13 +605,15 @@ async fn a_gate_that_cannot_be_kept_on_disk_does_not_open_but_closes() {
     // Invariant 1
     // Invariant 19
     let site = Site::closed();
-    let in_the_way = site.data.path().join("gate.json.new");
+    let in_the_way = site.data.path().join("gate.json");
+    let _ = std::fs::remove_file(&in_the_way);
     std::fs::create_dir(&in_the_way).unwrap();
     let error = site.gate.open(order(), None, None).await.unwrap_err();
     assert!(matches!(error, GateError::State { .. }) && error.hint().is_some());
     assert!(site.gate.refusal("hub").is_some());
     std::fs::remove_dir(&in_the_way).unwrap();
     site.gate.open(order(), None, None).await.unwrap();
+    std::fs::remove_file(&in_the_way).unwrap();
     std::fs::create_dir(&in_the_way).unwrap();
     assert!(site.gate.close(order(), None).await.is_err());
     assert!(site.gate.refusal("hub").is_some());

@@ -165,7 +165,7 @@ class Client:
             command = (BINARY, "-c", self.sealock.settings, "tag", "rollback", f"{ledger.repository}:{tag}", "--to", to)
             done = self.site.try_run(*command)
             said.append(done.stderr)
-            if done.returncode != 0 and any(sign in done.stderr for sign in ("broke off", "no sealock serves")):
+            if done.returncode != 0 and any(sign in done.stderr for sign in ("broke off", "no sealock serves", "Connection reset")):
                 raise Unanswered(done.stderr)
             # On a broken disk it may have been done all the same.
             return _Done(200 if done.returncode == 0 else 500 if self.excused else 400)

@@ -149,9 +149,12 @@ fn read(users: &Path, robots: &Path, is_named: bool) -> Entries {
 impl Entries {
     /// What is wrong with the files, a sentence each.
     pub(super) fn problems(&self) -> Vec<String> {
+        self.problems.iter().cloned().chain(self.broken_lines()).collect()
+    }
+
+    fn broken_lines(&self) -> impl Iterator<Item = String> {
         let broken = self.users.broken.iter();
-        let broken = broken.map(|(line, why)| format!("line {line} of the users' file is left out: {why}"));
-        self.problems.iter().cloned().chain(broken).collect()
+        broken.map(|(line, why)| format!("line {line} of the users' file is left out: {why}"))
     }
 
     fn report(&self) {
@@ -164,9 +167,7 @@ impl Entries {
         for problem in &self.problems {
             error!("nobody in it can log in: {problem}");
         }
-        for (line, why) in &self.users.broken {
-            warn!(line, "line {line} of the users' file is left out: {why}");
-        }
+        self.broken_lines().for_each(|line| warn!("{line}"));
     }
 }
 

@@ -136,6 +136,17 @@ pub enum Unidentified {
     Busy,
 }
 
+impl Unidentified {
+    /// Seconds until it may be tried again, where that is all that is wrong.
+    pub fn retry_after(&self) -> Option<u64> {
+        match self {
+            Self::TooManyFailures { wait } => Some(wait.as_millis().div_ceil(1000) as u64),
+            Self::Busy => Some(1),
+            _ => None,
+        }
+    }
+}
+
 /// Why a caller may not do something. The same whether or not what it asks for exists.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Denial {

@@ -129,9 +129,7 @@ impl UsersFile {
 
     /// Whether the name could be added, before its password is asked for.
     pub fn check_new(&self, name: &str) -> Result<(), UsersError> {
-        if !is_name(name) {
-            return Err(UsersError::Name(name.chars().take(200).collect()));
-        }
+        check_name(name)?;
         if self.has(name)? { Err(UsersError::Exists(name.to_owned())) } else { Ok(()) }
     }
 
@@ -141,7 +139,7 @@ impl UsersFile {
     }
 
     pub fn add(&self, name: &str, password: &Secret) -> Result<(), UsersError> {
-        self.check_new(name)?;
+        check_name(name)?;
         let hash = Hash::new(password)?;
         self.change(|lines| {
             if lines.iter().any(|line| is_of(line, name)) {
@@ -189,6 +187,10 @@ impl UsersFile {
         let bytes = file::read(&self.0).map_err(io)?.unwrap_or_default();
         String::from_utf8(bytes).map_err(|why| io(io::Error::other(why.utf8_error())))
     }
+}
+
+fn check_name(name: &str) -> Result<(), UsersError> {
+    if is_name(name) { Ok(()) } else { Err(UsersError::Name(name.chars().take(200).collect())) }
 }
 
 fn is_of(line: &str, name: &str) -> bool {

@@ -19,12 +19,13 @@ mod upstream;
 mod user;
 mod verify;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{ConfigError, Settings};
+use crate::files;
 use crate::server::admin::{AdminClient, AdminError};
 
 /// A registry proxy for sites with no internet, or with some of it some of the time.
@@ -173,6 +174,14 @@ impl From<AdminError> for Failure {
     fn from(why: AdminError) -> Self {
         Self::new(&why, why.hint())
     }
+}
+
+/// Changes files in `folder` with the rights of its owner: see [`files::as_owner`].
+fn as_owner<T: Send, E: Send>(folder: &Path, what: impl FnOnce() -> Result<T, E> + Send) -> Result<T, Failure>
+where
+    Failure: From<E>,
+{
+    Ok(files::as_owner(folder, what).map_err(|why| Failure::new(&why, None))??)
 }
 
 /// Runs a command's one question to the server.

@@ -1,6 +1,7 @@
 //! Output: tables and times for people, JSON for programs.
 
 use std::io::{self, IsTerminal, Write};
+use std::path::Path;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -37,6 +38,11 @@ pub fn table(heading: &[&str], rows: &[Vec<String>]) -> Result<(), Failure> {
         line(&cells.collect::<Vec<_>>().join("  "))?;
     }
     Ok(())
+}
+
+/// The whole path, for who is in another folder than the server.
+pub fn folder(path: &Path) -> String {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).display().to_string()
 }
 
 /// `3d 2h ago`, or `in 20m`.

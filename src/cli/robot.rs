@@ -5,10 +5,9 @@ use std::path::Path;
 
 use clap::{Args, Subcommand};
 
-use super::{Common, Failure, print};
+use super::{Common, Failure, as_owner, print};
 use crate::access::{self, RobotOrder, RobotRecord, RobotsError, RobotsFile, Verb};
 use crate::clock::Clock;
-use crate::files;
 use crate::size::Span;
 
 #[derive(Subcommand)]
@@ -68,10 +67,6 @@ impl RobotCommand {
     }
 }
 
-fn as_owner<T: Send>(data: &Path, what: impl FnOnce() -> Result<T, RobotsError> + Send) -> Result<T, Failure> {
-    Ok(files::as_owner(data, what).map_err(|why| Failure::new(&why, None))??)
-}
-
 impl Add {
     fn run(self, file: &RobotsFile, data: &Path) -> Result<(), Failure> {
         let order = RobotOrder { repositories: self.repositories, verbs: self.verbs, lasting: self.lasting.0 };
@@ -84,10 +79,10 @@ impl Add {
             return print::json(&shown);
         }
         eprintln!(
-            "robot `{}` of the server of {} until {}; from now on, nobody comes in without a login but where a rule says so; this \
+            "robot `{}` of the server of {} until {}; nobody comes in without a login now but where a rule says so; this \
              is its token, and it is not shown again:",
             self.name,
-            super::user::place(data),
+            print::folder(data),
             print::minute(record.expires_at)
         );
         print::line(token.expose())

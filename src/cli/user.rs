@@ -1,11 +1,11 @@
 //! `sealock user add|passwd|rm|list`: who can log in with a password.
 
 use std::io::{self, BufRead as _, IsTerminal as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::{Common, Failure, print};
+use super::{Common, Failure, as_owner, print};
 use crate::access::{self, BrokenLine, PASSWORD_BYTES_MAX, UsersError};
 use crate::files;
 use crate::secret::Secret;
@@ -59,7 +59,7 @@ impl UserCommand {
                 print::line(&format!(
                     "user `{}` can log in to the server of {}",
                     user.name,
-                    place(&settings.server.data)
+                    print::folder(&settings.server.data)
                 ))
             }
             Self::Passwd(user) => {
@@ -75,15 +75,6 @@ impl UserCommand {
             Self::List(list) => as_owner(home, || file.list()).and_then(|found| show(found, list.json)),
         }
     }
-}
-
-/// For who is in another folder than the server.
-pub(super) fn place(data: &Path) -> String {
-    std::path::absolute(data).unwrap_or_else(|_| data.to_owned()).display().to_string()
-}
-
-fn as_owner<T: Send>(home: &Path, what: impl FnOnce() -> Result<T, UsersError> + Send) -> Result<T, Failure> {
-    Ok(files::as_owner(home, what).map_err(|why| Failure::new(&why, None))??)
 }
 
 impl WithPassword {

@@ -79,26 +79,24 @@ impl<'a> Door<'a> {
     /// The reply for who is not identified. `is_token`: by a token, which the client is to get anew.
     pub(super) fn unidentified(&self, why: &Unidentified, is_token: bool) -> Problem {
         debug!(id = %self.id, client = %self.peer.address, "not let in: {why}");
-        let busy = |wait: u64| {
-            let problem = Problem::new(StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS", why.to_string());
-            problem.with(header::RETRY_AFTER, wait)
-        };
-        match why {
-            Unidentified::TooManyFailures { wait } => busy(wait.as_millis().div_ceil(1000) as u64),
-            Unidentified::Busy => busy(1),
-            _ => self.unauthorized(why.to_string(), &Wish::none(), is_token.then_some("invalid_token")),
+        match why.retry_after() {
+            Some(seconds) => Problem::new(StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS", why.to_string())
+                .with(header::RETRY_AFTER, seconds),
+            None => self.unauthorized(why.to_string(), &Wish::none(), is_token.then_some("invalid_token")),
         }
     }
 
     /// The reply for who may not do what they ask for: `verb` of `what`.
     pub(super) fn denied(&self, why: &Denial, caller: &Caller, what: &str, wish: &Wish) -> Problem {
         let (id, client, reason) = (self.id, self.peer.address, why.reason());
-        let shown = caller.to_string();
-        let shown = shown.escape_debug();
         match why {
             // What clients begin with is no news.
             Denial::LogIn(_) => debug!(%id, %client, "not allowed without a login: {what}: {reason}"),
-            _ => info!(%id, %client, caller = %shown, "`{shown}` may not {what}: {reason}"),
+            _ => {
+                let caller = caller.to_string();
+                let caller = caller.escape_debug();
+                info!(%id, %client, %caller, "`{caller}` may not {what}: {reason}");
+            }
         }
         match why {
             Denial::LogIn(_) => {

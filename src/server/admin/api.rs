@@ -19,7 +19,7 @@ use super::report::{
 use super::rights::{Asker, Leave};
 use super::tags::TagMoves;
 use super::{Office, metrics};
-use crate::gate::{GateError, GateStatus, Order};
+use crate::gate::{GateError, GateStatus, Order, with_causes};
 use crate::keep::{KeepError, VerifyReport};
 use crate::names::Origin;
 use crate::oci::RepositoryName;
@@ -343,14 +343,4 @@ fn name_of(query: Option<&str>) -> Result<Option<String>, Trouble> {
     let decoded = percent_decode_str(value).decode_utf8();
     let decoded = decoded.map_err(|_| Trouble::wrong("`name` is not UTF-8", "write it as clients do"))?;
     Ok(Some(decoded.trim_end_matches(['/', '*']).to_owned()).filter(|name| !name.is_empty()))
-}
-
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(why) = cause {
-        text = format!("{text}: {why}");
-        cause = why.source();
-    }
-    text
 }

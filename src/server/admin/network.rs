@@ -122,10 +122,9 @@ impl Office {
 
 /// The reply for who is not identified.
 fn unidentified(why: &Unidentified) -> Response<Bytes> {
-    match why {
-        Unidentified::TooManyFailures { wait } => later(why.to_string(), wait.as_millis().div_ceil(1000) as u64),
-        Unidentified::Busy => later(why.to_string(), 1),
-        _ => unauthorized(why.to_string()),
+    match why.retry_after() {
+        Some(seconds) => later(why.to_string(), seconds),
+        None => unauthorized(why.to_string()),
     }
 }
 

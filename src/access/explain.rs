@@ -19,7 +19,8 @@ pub struct Question<'a> {
     /// As in rules; a name without a kind is a user.
     pub caller: &'a str,
     pub verb: Verb,
-    pub name: &'a RepositoryName,
+    /// `None`: all that there is.
+    pub name: Option<&'a RepositoryName>,
     /// `?ns=`
     pub namespace: Option<&'a str>,
 }
@@ -29,7 +30,14 @@ pub struct Question<'a> {
 pub struct Explanation {
     pub allowed: bool,
     pub why: String,
-    /// Where the name leads, with its host.
+    /// Where the name leads.
+    pub place: Option<Place>,
+}
+
+/// A repository, in words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// With its host.
     pub repository: String,
     /// All names that lead there.
     pub names: Vec<String>,
@@ -44,8 +52,12 @@ pub fn explain(
     question: Question<'_>,
     now: Timestamp,
 ) -> Result<Explanation, String> {
-    let target = routes.resolve(question.name, question.namespace).map_err(|why| why.to_string())?;
-    let names = routes.names_of(&target.repository).iter().map(ToString::to_string).collect();
+    let target = question.name.map(|name| routes.resolve(name, question.namespace).map_err(|why| why.to_string()));
+    let repository = target.transpose()?.map(|target| target.repository);
+    let place = repository.as_ref().map(|repository| Place {
+        repository: repository.to_string(),
+        names: routes.names_of(repository).iter().map(ToString::to_string).collect(),
+    });
     let rules = Rules::new(settings, routes, private);
     let entries = Book::open(&super::folder(data), settings.htpasswd.as_deref()).now();
     let subject = subject(question.caller)?;
@@ -58,7 +70,11 @@ pub fn explain(
     let nobody = nobody(&subject, &entries, now);
     // Where there are no logins, whoever shows one is as good as anybody.
     let judged = if mode == Mode::Open && nobody.is_some() { &Subject::Anonymous } else { &subject };
-    let (may, why) = match rules.judge(mode, judged, scope, question.verb, &target.repository) {
+    let judgement = match &repository {
+        Some(repository) => rules.judge(mode, judged, scope, question.verb, repository),
+        None => rules.everywhere(mode, judged, scope, question.verb),
+    };
+    let (may, why) = match judgement {
         Ok(grounds) => (true, rules.explain(&grounds, scope)),
         Err(reason) => (false, reason.to_string()),
     };
@@ -70,7 +86,7 @@ pub fn explain(
         Some(nobody) if !may => (false, format!("{why} ({nobody})")),
         _ => (may, why),
     };
-    Ok(Explanation { allowed, why, repository: target.repository.to_string(), names })
+    Ok(Explanation { allowed, why, place })
 }
 
 /// Why nobody can log in as that, if so.
@@ -88,6 +104,33 @@ fn nobody(subject: &Subject, entries: &Entries, now: Timestamp) -> Option<String
     };
     // It may be in a file that cannot be read.
     Some([missing].into_iter().chain(entries.problems()).collect::<Vec<_>>().join("; "))
+}
+
+/// Users and robots that rules, groups and `watchers` name and that are not there, a sentence each: they may come later,
+/// or be misspelt.
+pub fn missing(settings: &AccessSettings, watchers: &[String], data: &Path) -> Vec<String> {
+    let entries = Book::open(&super::folder(data), settings.htpasswd.as_deref()).now();
+    if !entries.problems().is_empty() {
+        // They may be in what cannot be read.
+        return Vec::new();
+    }
+    let rules = settings.rule.iter().enumerate();
+    let rules = rules.flat_map(|(at, rule)| rule.to.iter().map(move |member| (format!("rule {}", at + 1), member)));
+    let groups = settings.groups.iter();
+    let groups =
+        groups.flat_map(|(name, members)| members.iter().map(move |member| (format!("group `{name}`"), member)));
+    let watchers = watchers.iter().map(|member| ("admin.metrics_to".to_owned(), member));
+    let named = rules.chain(groups).chain(watchers);
+    let missing = named.filter_map(|(place, member)| match Member::parse_in_group(member).ok()? {
+        Member::User(name) if !entries.users.accounts.contains_key(&name) => {
+            Some(format!("{place} names a user `{name}`, and there is none; `sealock user add {name}` adds one"))
+        }
+        Member::Robot(name) if !entries.robots.by_name.contains_key(&name) => {
+            Some(format!("{place} names a robot `{name}`, and there is none; `sealock robot add {name}` adds one"))
+        }
+        _ => None,
+    });
+    missing.collect()
 }
 
 fn subject(text: &str) -> Result<Subject, String> {

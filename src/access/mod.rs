@@ -47,7 +47,7 @@ use tokio::sync::Semaphore;
 
 pub use self::brake::{ACCOUNT_TRIES, ADDRESS_TRIES, WAIT_MAX};
 pub use self::caller::{Caller, Grants, Mark, Subject, Verb, Verbs};
-pub use self::explain::{Explanation, Question, explain};
+pub use self::explain::{Explanation, Question, explain, missing};
 pub use self::issuer::IssuerError;
 pub use self::keys::KeysError;
 pub use self::password::{HashError, PASSWORD_BYTES_MAX};
@@ -240,7 +240,7 @@ impl Access {
     pub fn needs_no_login(&self) -> bool {
         let entries = self.0.book.seen();
         let mode = self.0.mode(&entries);
-        let may = |verb| self.0.rules.everywhere(mode, &Subject::Anonymous, None, verb);
+        let may = |verb| self.0.rules.everywhere(mode, &Subject::Anonymous, None, verb).is_ok();
         Verbs::CONTENT.iter().all(may)
     }
 
@@ -274,10 +274,10 @@ impl Access {
         let entries = self.0.book.seen();
         let (mode, scope) = (self.0.mode(&entries), self.0.robot_scope(&entries, caller));
         match self.0.rules.everywhere(mode, &caller.0.subject, scope, verb) {
-            true if !caller.is_scoped() => Ok(()),
-            true => Err(Denial::OutOfScope),
-            false if caller.is_anonymous() => Err(Denial::LogIn(Reason::NotLoggedIn)),
-            false => Err(Denial::Forbidden),
+            Ok(_) if !caller.is_scoped() => Ok(()),
+            Ok(_) => Err(Denial::OutOfScope),
+            Err(_) if caller.is_anonymous() => Err(Denial::LogIn(Reason::NotLoggedIn)),
+            Err(_) => Err(Denial::Forbidden),
         }
     }
 

@@ -159,23 +159,36 @@ impl Rules {
         {
             return Ok(Grounds::RobotScope(number));
         }
-        match subject {
-            Subject::User { .. } if mode == Mode::Logins && verb.is_of_content() => Ok(Grounds::Login),
-            Subject::Anonymous => Err(Reason::NotLoggedIn),
-            _ if verb == Verb::Admin => Err(Reason::NoAdmin),
-            _ => Err(Reason::NoRule),
-        }
+        unruled(mode, subject, verb)
     }
 
     /// Whether the rules let the caller do this to any repository at all: names of nothing are answered by it, and orders
     /// to the server itself.
-    pub fn everywhere(&self, mode: Mode, subject: &Subject, scope: Option<&RobotScope>, verb: Verb) -> bool {
-        let kept_from = subject.is_anonymous() && (self.has_private() || verb == Verb::Admin);
-        let open = mode == Mode::Open && verb.is_of_content();
-        let login = mode == Mode::Logins && verb.is_of_content() && matches!(subject, Subject::User { .. });
+    pub fn everywhere(
+        &self,
+        mode: Mode,
+        subject: &Subject,
+        scope: Option<&RobotScope>,
+        verb: Verb,
+    ) -> Result<Grounds, Reason> {
+        if verb == Verb::Admin && subject.is_anonymous() {
+            return Err(Reason::NotLoggedIn);
+        }
+        if let (Some(upstream), true) =
+            (self.private.values().map(|(upstream, _)| upstream).min(), subject.is_anonymous())
+        {
+            return Err(Reason::Private { upstream: upstream.clone() });
+        }
+        if mode == Mode::Open && verb.is_of_content() {
+            return Ok(Grounds::Open);
+        }
         let admits = |rule: &Rule| rule.pattern.is_everything() && rule.verbs.has(verb) && rule.to.admits(subject);
-        let scoped = |scope: &RobotScope| scope.verbs.has(verb) && scope.patterns.iter().any(Pattern::is_everything);
-        !kept_from && (open || login || self.rules.iter().any(admits) || scope.is_some_and(scoped))
+        let by_rule = self.rules.iter().position(admits).map(Grounds::Rule);
+        let by_scope = || {
+            let scope = scope.filter(|scope| scope.verbs.has(verb))?;
+            scope.patterns.iter().position(Pattern::is_everything).map(Grounds::RobotScope)
+        };
+        by_rule.or_else(by_scope).map_or_else(|| unruled(mode, subject, verb), Ok)
     }
 
     /// Whether the rules let the caller do this to some repository.
@@ -225,6 +238,16 @@ impl Rules {
         let place = Arc::new(Place { names, rules, private });
         self.places.insert(repository.clone(), place.clone());
         place
+    }
+}
+
+/// What may be done that no rule and no robot's scope lets.
+fn unruled(mode: Mode, subject: &Subject, verb: Verb) -> Result<Grounds, Reason> {
+    match subject {
+        Subject::User { .. } if mode == Mode::Logins && verb.is_of_content() => Ok(Grounds::Login),
+        Subject::Anonymous => Err(Reason::NotLoggedIn),
+        _ if verb == Verb::Admin => Err(Reason::NoAdmin),
+        _ => Err(Reason::NoRule),
     }
 }
 
@@ -331,7 +354,7 @@ mod tests {
             (&alice, Verb::Admin, true),
         ] {
             let judged = rules.judge(Mode::Rules, subject, None, verb, &here).is_ok();
-            let everywhere = rules.everywhere(Mode::Rules, subject, None, verb);
+            let everywhere = rules.everywhere(Mode::Rules, subject, None, verb).is_ok();
             let somewhere = rules.somewhere(Mode::Rules, subject, None, verb);
             assert_eq!([judged, everywhere, somewhere], [expected; 3], "{subject:?} {verb}");
         }
@@ -348,7 +371,7 @@ mod tests {
             for verb in Verb::ALL {
                 let judged = rules.judge(mode, &alice, None, verb, &here).is_ok();
                 let (everywhere, somewhere) =
-                    (rules.everywhere(mode, &alice, None, verb), rules.somewhere(mode, &alice, None, verb));
+                    (rules.everywhere(mode, &alice, None, verb).is_ok(), rules.somewhere(mode, &alice, None, verb));
                 assert_eq!([judged, everywhere, somewhere], [verb.is_of_content(); 3], "{mode:?} {verb}");
             }
         }

@@ -1,5 +1,8 @@
 //! `sealock access explain`: which rule decides, and about which repository.
 
+use std::fmt;
+use std::str::FromStr;
+
 use clap::{Args, Subcommand};
 use serde_json::json;
 
@@ -7,6 +10,9 @@ use super::{Common, Failure, print};
 use crate::access::{self, AccessReport, Verb};
 use crate::clock::Clock;
 use crate::oci::RepositoryName;
+
+/// As in rules.
+const EVERYTHING: &str = "**";
 
 #[derive(Subcommand)]
 pub enum AccessCommand {
@@ -23,14 +29,22 @@ pub struct Explain {
     caller: String,
     /// pull, push, delete, or admin (giving orders over the network)
     verb: Verb,
-    /// As clients write it, such as security-products/semgrep
-    name: RepositoryName,
+    /// As clients write it, such as security-products/semgrep; '**' asks about all that there is, and with admin about
+    /// all orders
+    name: Asked,
     /// The upstream host that containerd names beside it
     #[arg(long, value_name = "HOST")]
     ns: Option<String>,
     /// Print as JSON
     #[arg(long)]
     json: bool,
+}
+
+/// What is asked about.
+#[derive(Clone)]
+enum Asked {
+    Everything,
+    Name(RepositoryName),
 }
 
 impl AccessCommand {
@@ -46,7 +60,7 @@ impl AccessCommand {
             access::Question {
                 caller: &asked.caller,
                 verb: asked.verb,
-                name: &asked.name,
+                name: asked.name.repository(),
                 namespace: asked.ns.as_deref(),
             },
             Clock::system().now(),
@@ -58,16 +72,44 @@ impl AccessCommand {
         }
         let verdict = if explanation.allowed { "may" } else { "may not" };
         if asked.json {
+            let (repository, names) = explanation.place.map(|place| (place.repository, place.names)).unzip();
             print::json(&json!({
-                "allowed": explanation.allowed, "why": why,
-                "repository": explanation.repository, "names": explanation.names,
+                "allowed": explanation.allowed, "why": why, "repository": repository, "names": names,
             }))?;
         } else {
             print::line(&format!("`{}` {verdict} {} `{}`: {why}", asked.caller, asked.verb, asked.name))?;
-            print::line(&format!("repository: {}", explanation.repository))?;
-            print::line(&format!("its names:  {}", explanation.names.join(", ")))?;
+            if let Some(place) = explanation.place {
+                print::line(&format!("repository: {}", place.repository))?;
+                print::line(&format!("its names:  {}", place.names.join(", ")))?;
+            }
         }
         if explanation.allowed { Ok(()) } else { Err(Failure::found("it is denied".to_owned())) }
+    }
+}
+
+impl Asked {
+    fn repository(&self) -> Option<&RepositoryName> {
+        match self {
+            Self::Everything => None,
+            Self::Name(name) => Some(name),
+        }
+    }
+}
+
+impl FromStr for Asked {
+    type Err = <RepositoryName as FromStr>::Err;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == EVERYTHING { Ok(Self::Everything) } else { text.parse().map(Self::Name) }
+    }
+}
+
+impl fmt::Display for Asked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Everything => f.write_str(EVERYTHING),
+            Self::Name(name) => name.fmt(f),
+        }
     }
 }
 

@@ -34,6 +34,7 @@ impl ConfigCommand {
         variables.sort();
         let routes = settings.routes().map_err(|why| Failure::new(&why, None))?.describe();
         let problems = access::problems(&settings.access, &settings.server.data);
+        let notes = access::missing(&settings.access, &settings.admin.metrics_to, &settings.server.data);
         if check.json {
             let routes: Vec<_> = routes
                 .iter()
@@ -43,12 +44,14 @@ impl ConfigCommand {
             let ok = problems.is_empty();
             print::json(&json!({
                 "ok": ok, "files": read, "variables": variables, "routes": routes, "problems": problems,
+                "notes": notes,
             }))?;
             return if ok { Ok(()) } else { Err(Failure::found(problems.join("; "))) };
         }
         let rows: Vec<_> = routes.into_iter().map(|(name, upstream, to)| vec![name, upstream, to]).collect();
         print::table(&["NAME", "UPSTREAM", "GOES TO"], &rows)?;
         print::line(&came_from(&files, &variables))?;
+        notes.iter().try_for_each(|note| print::line(&format!("note: {note}")))?;
         match problems.len() {
             0 => print::line("the settings are good"),
             count => {

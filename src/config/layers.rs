@@ -107,7 +107,7 @@ impl Layers {
             });
             let Some(next) = next else {
                 let key: Vec<&str> = told_key.iter().map(String::as_str).collect();
-                return Err(self.wrong(&key, told));
+                return Err(self.wrong(&key, as_written(told)));
             };
             put(&mut merged, &key, next);
             refused = Some((told_key, told));
@@ -214,6 +214,20 @@ fn other_readings(text: &str) -> Vec<Value> {
     let number = text.trim().parse().ok().map(Value::Integer);
     let truth = text.trim().parse().ok().map(Value::Boolean);
     [Some(list), number, truth].into_iter().flatten().collect()
+}
+
+/// serde's words for a type, as one writes it in TOML.
+fn as_written(told: String) -> String {
+    let Some((found, expected)) = told.rsplit_once(", expected ") else { return told };
+    let expected = match expected {
+        "a sequence" => r#"a list in brackets, such as ["one", "two"]"#,
+        "a string" => "text in quotes",
+        "path string" => "a path in quotes",
+        "a boolean" => "true or false",
+        "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number, without quotes",
+        _ => return told,
+    };
+    format!("{}, expected {expected}", found.replace("invalid type: sequence", "invalid type: list"))
 }
 
 /// The settings, or the key that is wrong and why.

@@ -12,7 +12,7 @@
 //! renews late. The authority has no name constraints: a renewal may add names, and not every client reads them.
 //! Invariant kept here: a file appears whole or not at all, and an old one is only replaced when that was asked for.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt as _;
@@ -179,6 +179,8 @@ impl std::fmt::Display for Name {
 /// A new authority, and a server's certificate for `names`. Blocking.
 pub fn init(folder: &Folder, names: &[Name], force: bool, now: Timestamp) -> Result<(), IssueError> {
     let files = [folder.ca_key(), folder.ca_certificate(), folder.key(), folder.certificate()];
+    make_folder(folder.path())?;
+    let _alone = alone(folder)?;
     if let Some(path) = files.iter().find(|path| !force && path.symlink_metadata().is_ok()) {
         return Err(IssueError::Exists { path: path.clone() });
     }
@@ -193,7 +195,6 @@ pub fn init(folder: &Folder, names: &[Name], force: bool, now: Timestamp) -> Res
     params.serial_number = Some(serial());
     let authority = params.self_signed(&key)?.pem();
     let (server, server_key) = issue(names, &Issuer::from_params(&params, &key), now, end)?;
-    make_folder(folder.path())?;
     write(&files[0], &key.serialize_pem(), KEY)?;
     write(&files[1], &authority, CERTIFICATE)?;
     write(&files[2], &server_key, KEY)?;
@@ -215,6 +216,7 @@ pub fn renew(folder: &Folder, names: &[Name], ca_key: Option<&Path>, now: Timest
         return Err(IssueError::WrongKey { key: key_path, certificate: path });
     }
     let (server, server_key) = issue(&names, &Issuer::from_ca_cert_der(&authority, &key)?, now, facts.not_after)?;
+    let _alone = alone(folder)?;
     // A server that looks between the two sees a pair that does not fit, and waits for the next look.
     write(&folder.key(), &server_key, KEY)?;
     write(&folder.certificate(), &server, CERTIFICATE)
@@ -293,6 +295,12 @@ fn make_folder(path: &Path) -> Result<(), IssueError> {
     // Whatever the umask says, as for the files.
     let made = fs::create_dir_all(path).and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(0o755)));
     made.map_err(|source| IssueError::Write { path: path.to_owned(), source })
+}
+
+/// Two that write at once would leave the key of one with the certificate of the other. Held until it is dropped.
+fn alone(folder: &Folder) -> Result<File, IssueError> {
+    let locked = File::open(folder.path()).and_then(|folder| folder.lock().map(|()| folder));
+    locked.map_err(|source| IssueError::Write { path: folder.path().to_owned(), source })
 }
 
 /// All of it or nothing, also after a power loss.

@@ -4,12 +4,13 @@ use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::process::Stdio;
 use std::time::Duration;
 
 use serde_json::Value;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-use crate::cli::{done, json, run, serve};
+use crate::cli::{done, json, run, sealock, serve};
 use crate::support::tls::{Client, shown};
 
 const HOST: &str = "registry.site.internal";
@@ -121,6 +122,25 @@ fn a_renewal_needs_the_authoritys_key_and_takes_the_names_over() {
     fs::write(&away, &after[3]).unwrap();
     let why = failed(folder.path(), &["certs", "renew", "--ca-key", "away.key"], 1);
     assert!(why.contains("`away.key` is not the key of `certs/ca.crt`"), "{why}");
+}
+
+#[test]
+fn a_renewal_waits_for_another_or_a_key_would_stand_with_the_others_certificate() {
+    let folder = tempfile::tempdir().unwrap();
+    done(folder.path(), &MAKE);
+    let (before, other) = (contents(folder.path()), fs::File::open(folder.path().join("certs")).unwrap());
+    other.lock().unwrap();
+    let mut renewal = sealock(folder.path()).args(["certs", "renew"]).stdout(Stdio::null()).spawn().unwrap();
+    let pid = renewal.id().to_string();
+    let waits = |line: &str| line.contains("-> FLOCK") && line.split_whitespace().any(|word| word == pid);
+    while !fs::read_to_string("/proc/locks").unwrap().lines().any(waits) {
+        assert!(renewal.try_wait().unwrap().is_none(), "it did not wait");
+        std::thread::yield_now();
+    }
+    assert_eq!(contents(folder.path()), before);
+    drop(other);
+    assert!(renewal.wait().unwrap().success());
+    assert_ne!(contents(folder.path()), before);
 }
 
 #[test]

@@ -13,7 +13,7 @@ pub struct Serving {
     pub banner: Vec<String>,
 }
 
-fn sealock(folder: &Path) -> Command {
+pub fn sealock(folder: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sealock"));
     command.current_dir(folder).env_clear();
     command
@@ -209,6 +209,27 @@ fn a_check_names_each_file_that_would_let_nobody_in() {
     let output = run(at, &["-c", "site.toml", "config", "check", "--json"]);
     let shown: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!((shown["ok"].as_bool(), shown["problems"].as_array().unwrap().len()), (Some(false), 2));
+}
+
+#[test]
+fn a_check_notes_who_is_let_in_and_is_not_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let site = "[admin]\nlisten = [\"127.0.0.1:0\"]\nmetrics_to = [\"robot:prometheus\"]\n\
+                [access.groups]\nops = [\"alice\", \"user:allice\"]\n\
+                [[access.rule]]\nrepository = \"**\"\nverbs = [\"pull\"]\nto = [\"group:ops\", \"user:bob\"]\n";
+    std::fs::write(at.join("site.toml"), site).unwrap();
+    let hash = bcrypt::hash("sesame-open", 4).unwrap();
+    std::fs::create_dir_all(at.join("data/access")).unwrap();
+    std::fs::write(at.join("data/access/users"), format!("alice:{hash}\n")).unwrap();
+    let checked = json(at, &["-c", "site.toml", "config", "check", "--json"]);
+    let notes = serde_json::json!([
+        "rule 1 names a user `bob`, and there is none; `sealock user add bob` adds one",
+        "group `ops` names a user `allice`, and there is none; `sealock user add allice` adds one",
+        "admin.metrics_to names a robot `prometheus`, and there is none; `sealock robot add prometheus` adds one",
+    ]);
+    assert_eq!((&checked["ok"], &checked["notes"]), (&true.into(), &notes));
+    assert!(done(at, &["-c", "site.toml", "config", "check"]).contains("note: rule 1 names a user `bob`"));
 }
 
 #[test]

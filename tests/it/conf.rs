@@ -239,6 +239,27 @@ fn later_files_win_key_by_key_and_the_environment_wins_over_files() {
     assert!(why.contains("environment variable SEALOCK_SERVER_IDLE_TIMEOUT"), "{why}");
 }
 
+#[test]
+fn a_value_of_another_type_is_told_what_to_write() {
+    // Invariant 20
+    for (setting, words) in [
+        (
+            "listen = '0.0.0.0:5000'",
+            "server.listen: invalid type: string \"0.0.0.0:5000\", expected a list in brackets",
+        ),
+        ("listen = [5000]", "server.listen.0: invalid type: integer `5000`, expected text in quotes"),
+        ("data = ['a']", "server.data: invalid type: list, expected a path in quotes"),
+        ("connections_max = 'a'", "expected a whole number, without quotes"),
+        ("idle_timeout = 5", "expected a number with a unit, in quotes, such as \"15m\""),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("site.toml");
+        std::fs::write(&file, format!("[server]\n{setting}\n")).unwrap();
+        let why = Settings::load(&[file], []).map(|_| ()).unwrap_err().to_string();
+        assert!(why.contains("site.toml:2: ") && why.contains(words), "{why}");
+    }
+}
+
 /// With variables of the environment, over no file.
 fn load_with(variables: &[(&str, &str)]) -> Result<Settings, String> {
     let variables = variables.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned()));

@@ -44,7 +44,9 @@ impl Office {
     pub(super) async fn respond(&self, head: &request::Parts, body: &[u8], asker: &Asker) -> Response<Bytes> {
         let answer = match (&head.method, head.uri.path()) {
             _ if matches!(asker.leave, Leave::Nothing) => Err(asker.refused("give orders here")),
-            (&Method::GET, metrics::PATH) => self.metrics(asker).await.map(|text| reply(metrics::CONTENT_TYPE, text)),
+            (&Method::GET | &Method::HEAD, metrics::PATH) => {
+                self.metrics(asker).await.map(|text| reply(metrics::CONTENT_TYPE, text))
+            }
             _ => self.answer(head, body, asker).await.map(|document| reply(JSON, document.to_string())),
         };
         answer.unwrap_or_else(Trouble::respond)

@@ -101,7 +101,7 @@ impl Office {
             debug!(client = %peer.address, "not let in to give orders: {why}");
             unidentified(&why)
         })?;
-        let watches = head.method == Method::GET && head.uri.path() == super::metrics::PATH;
+        let watches = matches!(head.method, Method::GET | Method::HEAD) && head.uri.path() == super::metrics::PATH;
         if caller.is_anonymous() && !(watches && access.may_watch(&caller)) {
             let error = match access.knows_nobody() {
                 true => "nobody can log in here yet: add a user, and an access rule that gives it the verb `admin`",

@@ -106,6 +106,10 @@ fn explain_names_the_rule_and_the_repository() {
         (&["anonymous", "admin", "team/app"], 1, "no rule allows it to anonymous callers"),
         (&["certificate:ops", "admin", "other/app"], 0, "rule 5, for `**`"),
         (&["certificate:ops", "pull", "other/app"], 1, "no rule allows it"),
+        (&["certificate:ops", "admin", "**"], 0, "`certificate:ops` may admin `**`: rule 5, for `**`"),
+        (&["alice", "admin", "**"], 1, "no rule with the verb `admin` allows it"),
+        (&["anonymous", "admin", "**"], 1, "no rule allows it to anonymous callers"),
+        (&["alice", "pull", "**"], 1, "`alice` may not pull `**`: no rule allows it"),
     ] {
         let mut arguments = vec!["access", "explain"];
         arguments.extend(asked);

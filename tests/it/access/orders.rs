@@ -290,6 +290,7 @@ async fn metrics_are_for_everybody_only_where_that_is_written() {
     let everybody = site("metrics_to = [\"anonymous\"]\n", &[]).await;
     assert_eq!(ask_admin(&everybody, "/metrics", "").await, 200);
     assert_eq!(ask_admin(&everybody, "/status", "").await, 401);
+    assert_eq!(order(&everybody, Method::HEAD, "/metrics", "", "").await.status, 200);
     let posted = order(&everybody, Method::POST, "/metrics", "", "{}").await;
     assert_eq!(posted.status, 401);
     add_users(&everybody, &["alice"]);

@@ -337,15 +337,21 @@ impl Store {
         check::files(&self.0).await
     }
 
-    /// Flushes what is written lazily (last use) and closes the catalog.
-    pub async fn close(&self) {
-        self.0.closing.cancel();
+    /// Waits for the check that began with the start: what goes missing from now on is not its find.
+    #[doc(hidden)]
+    pub async fn start_is_over(&self) {
         let check = self.0.check.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(check) = check
             && let Err(why) = check.await
         {
             tracing::error!(error = %why, "the check of the kept files ended badly");
         }
+    }
+
+    /// Flushes what is written lazily (last use) and closes the catalog.
+    pub async fn close(&self) {
+        self.0.closing.cancel();
+        self.start_is_over().await;
         self.0.sound.ended().await;
         if let Err(why) = self.0.ages.note(&self.0.writer).await {
             tracing::warn!(error = %why, "how much time has passed could not be written: things grow old later");

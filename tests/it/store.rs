@@ -63,6 +63,7 @@ impl Site {
         let faults = Faults::default();
         let clock = Clock::wound("2026-03-01T12:00:00Z".parse().unwrap());
         let store = Store::open_faulty(&folder.path().join("data"), clock.clone(), faults.clone()).await.unwrap();
+        store.start_is_over().await;
         Self { folder, clock, faults, store }
     }
 
@@ -72,6 +73,7 @@ impl Site {
         store.close().await;
         drop(store);
         let store = Store::open_faulty(&folder.path().join("data"), clock.clone(), faults.clone()).await.unwrap();
+        store.start_is_over().await;
         Self { folder, clock, faults, store }
     }
 

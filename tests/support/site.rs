@@ -95,6 +95,7 @@ impl Setup {
         settings.server.listen = vec![SocketAddr::from(([127, 0, 0, 1], 0))];
         let mode = Some(if self.open { Mode::Open } else { Mode::Closed });
         let store = Store::open_faulty(&settings.server.data, self.clock.clone(), self.faults).await.unwrap();
+        store.start_is_over().await;
         let app = App::start_on(store, settings, mode, self.clock.clone()).await;
         let app = app.unwrap_or_else(|why| panic!("{why:?}"));
         let (address, stop) = (app.addresses()[0], CancellationToken::new());

@@ -268,8 +268,8 @@ pub async fn throw_away(
     Ok(gone)
 }
 
-/// Blobs that are old enough, and that no manifest names any more: one that has outlived its own batch, whatever let it
-/// live then, takes its blobs along when it goes, and is whole until then.
+/// Blobs that are old enough, and that no manifest names any more. Manifests are looked for before blobs: one that leaves
+/// its tag's history between the two looks is in no batch, while its blobs are. It is whole until it goes itself.
 async fn old_blobs(c: &mut Connection, digests: &[String], rules: &CollectRules) -> Result<Vec<String>, StoreError> {
     let since_ms = rules.since_ms();
     let sql = "SELECT digest FROM blob WHERE kept_at < {since} AND used_at < {since} AND digest IN ({list})

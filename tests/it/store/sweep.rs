@@ -187,7 +187,7 @@ async fn a_blob_goes_only_once_no_manifest_names_it() {
     let old = overwritten(&site, &here).await;
     let found = site.store.garbage(&rules(&site)).await.unwrap();
     let (manifests, blobs): (Vec<_>, Vec<_>) = found.into_iter().partition(|one| one.kind == GarbageKind::Manifest);
-    // As if the manifest had been alive when its own batch came.
+    // As if the tag had moved on between the look for manifests and that for blobs.
     assert!(site.store.throw_away(&blobs, &rules(&site)).await.unwrap().is_empty());
     assert!(site.store.manifest(&here, &old.digest).await.unwrap().is_some());
     site.days_pass();

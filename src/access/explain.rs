@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use super::book::{Book, Entries};
 use super::caller::{Mark, Subject, Verb};
 use super::member::{Claims, Member};
-use super::rules::{Mode, Private, Rules};
+use super::rules::{Mode, Private, Reason, Rules};
 use super::settings::AccessSettings;
 use crate::names::Routes;
 use crate::oci::RepositoryName;
@@ -74,8 +74,10 @@ pub fn explain(
         Some(repository) => rules.judge(mode, judged, scope, question.verb, repository),
         None => rules.everywhere(mode, judged, scope, question.verb),
     };
+    let all = if repository.is_none() { "; for all that there is, it takes a rule for `**`" } else { "" };
     let (may, why) = match judgement {
         Ok(grounds) => (true, rules.explain(&grounds, scope)),
+        Err(reason @ (Reason::NoRule | Reason::NoAdmin)) => (false, format!("{reason}{all}")),
         Err(reason) => (false, reason.to_string()),
     };
     let (allowed, why) = match nobody {
@@ -122,6 +124,10 @@ pub fn missing(settings: &AccessSettings, watchers: &[String], data: &Path) -> V
     let watchers = watchers.iter().map(|member| ("admin.metrics_to".to_owned(), member));
     let named = rules.chain(groups).chain(watchers);
     let missing = named.filter_map(|(place, member)| match Member::parse_in_group(member).ok()? {
+        Member::User(name) | Member::Robot(name) if name.contains('*') => Some(format!(
+            "{place} names `{name}`, and nobody is called that; `*` stands for no name: `authenticated` is every user, \
+             certificate and job, and robots are named one by one"
+        )),
         Member::User(name) if !entries.users.accounts.contains_key(&name) => {
             Some(format!("{place} names a user `{name}`, and there is none; `sealock user add {name}` adds one"))
         }

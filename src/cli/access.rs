@@ -50,6 +50,10 @@ enum Asked {
 impl AccessCommand {
     pub fn run(self, common: &Common) -> Result<(), Failure> {
         let Self::Explain(asked) = self;
+        if asked.ns.is_some() && asked.name.repository().is_none() {
+            let message = "`--ns` goes with a name, and `**` is none".to_owned();
+            return Err(Failure { message, hint: Some("leave one of them out".to_owned()), code: 2 });
+        }
         let settings = common.settings()?;
         let routes = settings.routes().map_err(|why| Failure::new(&why, None))?;
         let explanation = access::explain(
@@ -74,7 +78,7 @@ impl AccessCommand {
         if asked.json {
             let (repository, names) = explanation.place.map(|place| (place.repository, place.names)).unzip();
             print::json(&json!({
-                "allowed": explanation.allowed, "why": why, "repository": repository, "names": names,
+                "allowed": explanation.allowed, "why": why, "repository": repository, "names": names.unwrap_or_default(),
             }))?;
         } else {
             print::line(&format!("`{}` {verdict} {} `{}`: {why}", asked.caller, asked.verb, asked.name))?;

@@ -107,7 +107,9 @@ impl Layers {
             });
             let Some(next) = next else {
                 let key: Vec<&str> = told_key.iter().map(String::as_str).collect();
-                return Err(self.wrong(&key, as_written(told)));
+                // A variable's text has neither quotes nor brackets.
+                let told = if number.is_some() { told } else { as_written(told) };
+                return Err(self.wrong(&key, told));
             };
             put(&mut merged, &key, next);
             refused = Some((told_key, told));
@@ -218,16 +220,18 @@ fn other_readings(text: &str) -> Vec<Value> {
 
 /// serde's words for a type, as one writes it in TOML.
 fn as_written(told: String) -> String {
-    let Some((found, expected)) = told.rsplit_once(", expected ") else { return told };
+    let types = told.strip_prefix("invalid type: ").and_then(|told| told.rsplit_once(", expected "));
+    let Some((found, expected)) = types else { return told };
+    let found = if found == "sequence" { "a list" } else { found };
     let expected = match expected {
         "a sequence" => r#"a list in brackets, such as ["one", "two"]"#,
         "a string" => "text in quotes",
         "path string" => "a path in quotes",
         "a boolean" => "true or false",
         "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number, without quotes",
-        _ => return told,
+        other => other,
     };
-    format!("{}, expected {expected}", found.replace("invalid type: sequence", "invalid type: list"))
+    format!("invalid type: {found}, expected {expected}")
 }
 
 /// The settings, or the key that is wrong and why.

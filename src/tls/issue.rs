@@ -12,7 +12,7 @@
 //! renews late. The authority has no name constraints: a renewal may add names, and not every client reads them.
 //! Invariant kept here: a file appears whole or not at all, and an old one is only replaced when that was asked for.
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt as _;
@@ -56,6 +56,8 @@ pub enum InvalidName {
 pub enum IssueError {
     #[error("`{}` is there already", path.display())]
     Exists { path: PathBuf },
+    #[error("somebody else works on the certificates in `{}`", path.display())]
+    Busy { path: PathBuf },
     #[error("cannot write `{}`", path.display())]
     Write {
         path: PathBuf,
@@ -111,6 +113,10 @@ impl IssueError {
             Self::Read(TlsError::Read { .. }) => {
                 "`sealock certs init` makes an authority; `--folder` names the folder that it is in".to_owned()
             }
+            Self::Busy { path } => format!(
+                "try again when the other `sealock certs` is done; if there is none, `fuser -v {}` tells who holds it",
+                path.display()
+            ),
             Self::Read(why) => return why.hint(),
             Self::Write { .. } | Self::Make(_) => return None,
         })
@@ -203,6 +209,8 @@ pub fn init(folder: &Folder, names: &[Name], force: bool, now: Timestamp) -> Res
 
 /// A new server's certificate and key of the same authority, for `names`, or for those of the one that is there. Blocking.
 pub fn renew(folder: &Folder, names: &[Name], ca_key: Option<&Path>, now: Timestamp) -> Result<(), IssueError> {
+    // Where there is no folder, reading says so.
+    let _alone = folder.path().is_dir().then(|| alone(folder)).transpose()?;
     let path = folder.ca_certificate();
     let authority = read_certificates(&path)?.swap_remove(0);
     let facts = Facts::of(&authority).filter(|facts| facts.is_ca && facts.not_after > now);
@@ -216,7 +224,6 @@ pub fn renew(folder: &Folder, names: &[Name], ca_key: Option<&Path>, now: Timest
         return Err(IssueError::WrongKey { key: key_path, certificate: path });
     }
     let (server, server_key) = issue(&names, &Issuer::from_ca_cert_der(&authority, &key)?, now, facts.not_after)?;
-    let _alone = alone(folder)?;
     // A server that looks between the two sees a pair that does not fit, and waits for the next look.
     write(&folder.key(), &server_key, KEY)?;
     write(&folder.certificate(), &server, CERTIFICATE)
@@ -297,10 +304,16 @@ fn make_folder(path: &Path) -> Result<(), IssueError> {
     made.map_err(|source| IssueError::Write { path: path.to_owned(), source })
 }
 
-/// Two that write at once would leave the key of one with the certificate of the other. Held until it is dropped.
+/// Two that write at once would leave the key of one with the certificate of the other. Held until it is dropped; not
+/// waited for, because everybody who may look into the folder may hold it.
 fn alone(folder: &Folder) -> Result<File, IssueError> {
-    let locked = File::open(folder.path()).and_then(|folder| folder.lock().map(|()| folder));
-    locked.map_err(|source| IssueError::Write { path: folder.path().to_owned(), source })
+    let failed = |source| IssueError::Write { path: folder.path().to_owned(), source };
+    let opened = File::open(folder.path()).map_err(failed)?;
+    match opened.try_lock() {
+        Ok(()) => Ok(opened),
+        Err(TryLockError::WouldBlock) => Err(IssueError::Busy { path: folder.path().to_owned() }),
+        Err(TryLockError::Error(why)) => Err(failed(why)),
+    }
 }
 
 /// All of it or nothing, also after a power loss.

@@ -4,13 +4,12 @@ use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::process::Stdio;
 use std::time::Duration;
 
 use serde_json::Value;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-use crate::cli::{done, json, run, sealock, serve};
+use crate::cli::{done, json, run, serve};
 use crate::support::tls::{Client, shown};
 
 const HOST: &str = "registry.site.internal";
@@ -125,21 +124,18 @@ fn a_renewal_needs_the_authoritys_key_and_takes_the_names_over() {
 }
 
 #[test]
-fn a_renewal_waits_for_another_or_a_key_would_stand_with_the_others_certificate() {
+fn of_two_at_once_one_gives_way_or_a_key_would_stand_with_the_others_certificate() {
     let folder = tempfile::tempdir().unwrap();
     done(folder.path(), &MAKE);
     let (before, other) = (contents(folder.path()), fs::File::open(folder.path().join("certs")).unwrap());
     other.lock().unwrap();
-    let mut renewal = sealock(folder.path()).args(["certs", "renew"]).stdout(Stdio::null()).spawn().unwrap();
-    let pid = renewal.id().to_string();
-    let waits = |line: &str| line.contains("-> FLOCK") && line.split_whitespace().any(|word| word == pid);
-    while !fs::read_to_string("/proc/locks").unwrap().lines().any(waits) {
-        assert!(renewal.try_wait().unwrap().is_none(), "it did not wait");
-        std::thread::yield_now();
+    for command in [&["certs", "renew"][..], &[&MAKE[..], &["--force"]].concat()] {
+        let why = failed(folder.path(), command, 1);
+        assert!(why.contains("somebody else works on the certificates in `certs`") && why.contains("fuser"), "{why}");
     }
     assert_eq!(contents(folder.path()), before);
     drop(other);
-    assert!(renewal.wait().unwrap().success());
+    done(folder.path(), &["certs", "renew"]);
     assert_ne!(contents(folder.path()), before);
 }
 

@@ -13,7 +13,7 @@ pub struct Serving {
     pub banner: Vec<String>,
 }
 
-pub fn sealock(folder: &Path) -> Command {
+fn sealock(folder: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sealock"));
     command.current_dir(folder).env_clear();
     command
@@ -217,7 +217,7 @@ fn a_check_notes_who_is_let_in_and_is_not_there() {
     let at = folder.path();
     let site = "[admin]\nlisten = [\"127.0.0.1:0\"]\nmetrics_to = [\"robot:prometheus\"]\n\
                 [access.groups]\nops = [\"alice\", \"user:allice\"]\n\
-                [[access.rule]]\nrepository = \"**\"\nverbs = [\"pull\"]\nto = [\"group:ops\", \"user:bob\"]\n";
+                [[access.rule]]\nrepository = \"**\"\nverbs = [\"pull\"]\nto = [\"group:ops\", \"user:bob\", \"robot:ci-*\"]\n";
     std::fs::write(at.join("site.toml"), site).unwrap();
     let hash = bcrypt::hash("sesame-open", 4).unwrap();
     std::fs::create_dir_all(at.join("data/access")).unwrap();
@@ -225,6 +225,8 @@ fn a_check_notes_who_is_let_in_and_is_not_there() {
     let checked = json(at, &["-c", "site.toml", "config", "check", "--json"]);
     let notes = serde_json::json!([
         "rule 1 names a user `bob`, and there is none; `sealock user add bob` adds one",
+        "rule 1 names `ci-*`, and nobody is called that; `*` stands for no name: `authenticated` is every user, \
+         certificate and job, and robots are named one by one",
         "group `ops` names a user `allice`, and there is none; `sealock user add allice` adds one",
         "admin.metrics_to names a robot `prometheus`, and there is none; `sealock robot add prometheus` adds one",
     ]);

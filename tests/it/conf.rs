@@ -248,7 +248,7 @@ fn a_value_of_another_type_is_told_what_to_write() {
             "server.listen: invalid type: string \"0.0.0.0:5000\", expected a list in brackets",
         ),
         ("listen = [5000]", "server.listen.0: invalid type: integer `5000`, expected text in quotes"),
-        ("data = ['a']", "server.data: invalid type: list, expected a path in quotes"),
+        ("data = ['a']", "server.data: invalid type: a list, expected a path in quotes"),
         ("connections_max = 'a'", "expected a whole number, without quotes"),
         ("idle_timeout = 5", "expected a number with a unit, in quotes, such as \"15m\""),
     ] {

@@ -1,4 +1,4 @@
-//! `GET /metrics`: what `sealock status` says, as Prometheus reads it.
+//! `GET /metrics`, and HEAD: what `sealock status` says, as Prometheus reads it.
 //!
 //! Gauges alone, made at each scrape from the report. Labels are keys and files of the settings: what clients do adds none.
 

@@ -17,7 +17,7 @@
 //! POST /watch       WatchOrder: requests for a name, from now on     -> WatchReport, with its number
 //! POST /watch/end   WatchReport's number: what was seen              -> [Seen]
 //! GET  /ready               whether the store answers               -> {"status": "ready"}
-//! GET  /metrics             the status as Prometheus reads it       -> text
+//! GET  /metrics (or HEAD)   the status as Prometheus reads it       -> text
 //! ```
 //! Errors are `{"error": "…", "hint": "…" or null}` with a 4xx or 5xx.
 //!

@@ -67,6 +67,12 @@ async fn answer(office: Arc<Office>, seats: Arc<Semaphore>, request: Request<Inc
         // Strangers hold no places; and a body may not have been read to its end, which could take for ever.
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
+    if head.method == Method::HEAD {
+        // Over HTTP/2, hyper would send the body of what was asked for by its head.
+        let size = response.body().len();
+        response.headers_mut().insert(header::CONTENT_LENGTH, size.into());
+        return response.map(|_| Body::empty());
+    }
     response.map(Body::full)
 }
 

@@ -107,7 +107,12 @@ fn explain_names_the_rule_and_the_repository() {
         (&["certificate:ops", "admin", "other/app"], 0, "rule 5, for `**`"),
         (&["certificate:ops", "pull", "other/app"], 1, "no rule allows it"),
         (&["certificate:ops", "admin", "**"], 0, "`certificate:ops` may admin `**`: rule 5, for `**`"),
-        (&["alice", "admin", "**"], 1, "no rule with the verb `admin` allows it"),
+        (
+            &["alice", "admin", "**"],
+            1,
+            "no rule with the verb `admin` allows it; for all that there is, it takes a rule",
+        ),
+        (&["alice", "pull", "**", "--ns", "registry.gitlab.com"], 2, ""),
         (&["anonymous", "admin", "**"], 1, "no rule allows it to anonymous callers"),
         (&["alice", "pull", "**"], 1, "`alice` may not pull `**`: no rule allows it"),
     ] {

@@ -110,12 +110,7 @@ fn nobody(subject: &Subject, entries: &Entries, now: Timestamp) -> Option<String
 
 /// Users and robots that rules, groups and `watchers` name and that are not there, a sentence each: they may come later,
 /// or be misspelt.
-pub fn missing(settings: &AccessSettings, watchers: &[String], data: &Path) -> Vec<String> {
-    let entries = Book::open(&super::folder(data), settings.htpasswd.as_deref()).now();
-    if !entries.problems().is_empty() {
-        // They may be in what cannot be read.
-        return Vec::new();
-    }
+pub(super) fn missing(settings: &AccessSettings, watchers: &[String], entries: &Entries) -> Vec<String> {
     let rules = settings.rule.iter().enumerate();
     let rules = rules.flat_map(|(at, rule)| rule.to.iter().map(move |member| (format!("rule {}", at + 1), member)));
     let groups = settings.groups.iter();

@@ -47,7 +47,7 @@ use tokio::sync::Semaphore;
 
 pub use self::brake::{ACCOUNT_TRIES, ADDRESS_TRIES, WAIT_MAX};
 pub use self::caller::{Caller, Grants, Mark, Subject, Verb, Verbs};
-pub use self::explain::{Explanation, Question, explain, missing};
+pub use self::explain::{Explanation, Question, explain};
 pub use self::issuer::IssuerError;
 pub use self::keys::KeysError;
 pub use self::password::{HashError, PASSWORD_BYTES_MAX};
@@ -407,12 +407,23 @@ impl Denial {
     }
 }
 
-/// What is wrong with the files that the settings name or the commands wrote, a sentence each.
-pub fn problems(settings: &AccessSettings, data: &Path) -> Vec<String> {
-    let mut problems = Book::open(&folder(data), settings.htpasswd.as_deref()).now().problems();
+/// What a look at the files that the settings name or the commands wrote found, a sentence each.
+#[derive(Debug, Default)]
+pub struct Findings {
+    pub problems: Vec<String>,
+    /// Perhaps meant so.
+    pub notes: Vec<String>,
+}
+
+/// Looks at the files. `watchers`: as for [`Access::open`].
+pub fn look(settings: &AccessSettings, watchers: &[String], data: &Path) -> Findings {
+    let entries = Book::open(&folder(data), settings.htpasswd.as_deref()).now();
+    let mut problems = entries.problems();
+    // Who is missing may be in what cannot be read.
+    let notes = if problems.is_empty() { explain::missing(settings, watchers, &entries) } else { Vec::new() };
     let of_issuer = |(name, issuer)| Some(format!("[access.issuer.{name}] {}", Issuer::problem(issuer)?));
     problems.extend(settings.issuer.iter().filter_map(of_issuer));
-    problems
+    Findings { problems, notes }
 }
 
 /// `access/` in the data folder.

@@ -27,6 +27,8 @@ pub struct Rules {
     rules: Vec<Rule>,
     routes: Arc<Routes>,
     private: Private,
+    /// All that there is, as one place.
+    everything: Place,
     places: Cache<Repository, Arc<Place>>,
 }
 
@@ -104,7 +106,11 @@ impl Rules {
             let (pattern, verbs) = (rule.repository.parse().ok()?, rule.verbs.iter().copied().collect());
             Some(Rule { pattern, verbs, to: Members::new(&rule.to, settings) })
         });
-        Self { rules: rules.collect(), routes, private, places: Cache::new(PLACES_MAX) }
+        let rules: Vec<Rule> = rules.collect();
+        // What has no name is covered by what covers everything alone.
+        let upstream = private.values().map(|(upstream, _)| upstream).min();
+        let everything = Place { names: Vec::new(), rules: covering(&rules, &[]), private: upstream.cloned() };
+        Self { rules, routes, private, everything, places: Cache::new(PLACES_MAX) }
     }
 
     pub fn is_empty(&self) -> bool {
@@ -138,10 +144,31 @@ impl Rules {
         verb: Verb,
         repository: &Repository,
     ) -> Result<Grounds, Reason> {
+        self.weigh(&self.place(repository), mode, subject, scope, verb)
+    }
+
+    /// As [`Rules::judge`], for all that there is: names of nothing are answered by it, and orders to the server itself.
+    pub fn everywhere(
+        &self,
+        mode: Mode,
+        subject: &Subject,
+        scope: Option<&RobotScope>,
+        verb: Verb,
+    ) -> Result<Grounds, Reason> {
+        self.weigh(&self.everything, mode, subject, scope, verb)
+    }
+
+    fn weigh(
+        &self,
+        place: &Place,
+        mode: Mode,
+        subject: &Subject,
+        scope: Option<&RobotScope>,
+        verb: Verb,
+    ) -> Result<Grounds, Reason> {
         if verb == Verb::Admin && subject.is_anonymous() {
             return Err(Reason::NotLoggedIn);
         }
-        let place = self.place(repository);
         if let (Some(upstream), true) = (&place.private, subject.is_anonymous()) {
             return Err(Reason::Private { upstream: upstream.clone() });
         }
@@ -159,36 +186,12 @@ impl Rules {
         {
             return Ok(Grounds::RobotScope(number));
         }
-        unruled(mode, subject, verb)
-    }
-
-    /// Whether the rules let the caller do this to any repository at all: names of nothing are answered by it, and orders
-    /// to the server itself.
-    pub fn everywhere(
-        &self,
-        mode: Mode,
-        subject: &Subject,
-        scope: Option<&RobotScope>,
-        verb: Verb,
-    ) -> Result<Grounds, Reason> {
-        if verb == Verb::Admin && subject.is_anonymous() {
-            return Err(Reason::NotLoggedIn);
+        match subject {
+            Subject::User { .. } if mode == Mode::Logins && verb.is_of_content() => Ok(Grounds::Login),
+            Subject::Anonymous => Err(Reason::NotLoggedIn),
+            _ if verb == Verb::Admin => Err(Reason::NoAdmin),
+            _ => Err(Reason::NoRule),
         }
-        if let (Some(upstream), true) =
-            (self.private.values().map(|(upstream, _)| upstream).min(), subject.is_anonymous())
-        {
-            return Err(Reason::Private { upstream: upstream.clone() });
-        }
-        if mode == Mode::Open && verb.is_of_content() {
-            return Ok(Grounds::Open);
-        }
-        let admits = |rule: &Rule| rule.pattern.is_everything() && rule.verbs.has(verb) && rule.to.admits(subject);
-        let by_rule = self.rules.iter().position(admits).map(Grounds::Rule);
-        let by_scope = || {
-            let scope = scope.filter(|scope| scope.verbs.has(verb))?;
-            scope.patterns.iter().position(Pattern::is_everything).map(Grounds::RobotScope)
-        };
-        by_rule.or_else(by_scope).map_or_else(|| unruled(mode, subject, verb), Ok)
     }
 
     /// Whether the rules let the caller do this to some repository.
@@ -227,8 +230,7 @@ impl Rules {
             return place;
         }
         let names = self.routes.names_of(repository);
-        let covers = |(number, rule): (usize, &Rule)| rule.pattern.covers(&names).then_some(number);
-        let rules = self.rules.iter().enumerate().filter_map(covers).collect();
+        let rules = covering(&self.rules, &names);
         let private = match &repository.origin {
             Origin::Local => None,
             Origin::Upstream(host) => self.private.get(host).and_then(|(upstream, patterns)| {
@@ -241,14 +243,10 @@ impl Rules {
     }
 }
 
-/// What may be done that no rule and no robot's scope lets.
-fn unruled(mode: Mode, subject: &Subject, verb: Verb) -> Result<Grounds, Reason> {
-    match subject {
-        Subject::User { .. } if mode == Mode::Logins && verb.is_of_content() => Ok(Grounds::Login),
-        Subject::Anonymous => Err(Reason::NotLoggedIn),
-        _ if verb == Verb::Admin => Err(Reason::NoAdmin),
-        _ => Err(Reason::NoRule),
-    }
+/// Numbers of the rules that cover a repository of these names, in order.
+fn covering(rules: &[Rule], names: &[RepositoryName]) -> Vec<usize> {
+    let covers = |(number, rule): (usize, &Rule)| rule.pattern.covers(names).then_some(number);
+    rules.iter().enumerate().filter_map(covers).collect()
 }
 
 impl Mode {

@@ -33,8 +33,8 @@ impl ConfigCommand {
         let mut variables: Vec<_> = names.filter(|name| name.starts_with("SEALOCK_")).collect();
         variables.sort();
         let routes = settings.routes().map_err(|why| Failure::new(&why, None))?.describe();
-        let problems = access::problems(&settings.access, &settings.server.data);
-        let notes = access::missing(&settings.access, &settings.admin.metrics_to, &settings.server.data);
+        let access::Findings { problems, notes } =
+            access::look(&settings.access, &settings.admin.metrics_to, &settings.server.data);
         if check.json {
             let routes: Vec<_> = routes
                 .iter()

@@ -32,7 +32,7 @@ impl FromStr for Pattern {
 }
 
 impl Pattern {
-    pub fn is_everything(&self) -> bool {
+    fn is_everything(&self) -> bool {
         self.open && self.name.is_empty()
     }
 

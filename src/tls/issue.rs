@@ -110,13 +110,13 @@ impl IssueError {
                 "`sealock certs init --force` makes a new one, which every client must be given".to_owned()
             }
             Self::NoNames { .. } => "name them: `--host registry.site.internal --ip 10.0.0.5`".to_owned(),
-            Self::Read(TlsError::Read { .. }) => {
-                "`sealock certs init` makes an authority; `--folder` names the folder that it is in".to_owned()
-            }
             Self::Busy { path } => format!(
                 "try again when the other `sealock certs` is done; if there is none, `fuser -v {}` tells who holds it",
                 path.display()
             ),
+            Self::Read(TlsError::Read { .. }) => {
+                "`sealock certs init` makes an authority; `--folder` names the folder that it is in".to_owned()
+            }
             Self::Read(why) => return why.hint(),
             Self::Write { .. } | Self::Make(_) => return None,
         })
